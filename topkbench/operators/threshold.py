@@ -1,0 +1,161 @@
+"""Threshold operators: m_i = F(u_i - t) with u = scores / temperature and t such that sum_i m_i = k.
+
+F is a distribution function, symmetric about 0. Implicit differentiation of `sum F = k` gives one
+vector-Jacobian product for the whole family,
+
+    g  ->  a * (g - <a, g> / <a, 1>),     a = F'(F^-1(m)),  a function of the mask alone,
+
+so the backward pass needs nothing but the output, and is itself differentiable.
+
+Where t lies. Let c = (u_(k) + u_(k+1)) / 2. If F' is log-concave then, whatever the scores,
+
+    c - Q(k / (k+1))  <=  t  <=  c + Q((n-k) / (n-k+1)),     Q = F^-1.
+
+(Upper end: at t = c + e the k-th score alone is short of 1 by F(e - h), h = half the gap, and the n-k
+scores below are over 0 by at most (n-k) F(-e - h); log-concavity makes the ratio of the two at least its
+value at h = 0, and that is n-k at e = Q((n-k)/(n-k+1)).) The bracket does not depend on the scores or the
+temperature, so a fixed, small number of safeguarded Newton steps is enough at any scale, and no step
+has to ask an accelerator whether it is done.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from topkbench.operators._contract import Temperature, operator
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A distribution function F, its density as a function of the mask, its quantile function."""
+
+    cdf: Callable[[Tensor], Tensor]
+    density: Callable[[Tensor], Tensor]
+    quantile: Callable[[Tensor], Tensor]
+    steps: int
+
+
+LOGISTIC = Kernel(torch.sigmoid, lambda m: m * (1 - m), torch.logit, steps=9)
+UNIFORM = Kernel(
+    lambda u: (u + 0.5).clamp(0, 1),
+    lambda m: ((m > 0) & (m < 1)).to(m.dtype),
+    lambda p: p - 0.5,
+    steps=12,
+)
+
+
+def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
+    """The threshold t of each row, (..., 1), by Newton steps that fall back to bisection."""
+    n = u.shape[-1]
+    if isinstance(k, Tensor):
+        counts = k.unsqueeze(-1)
+        ranked = u.sort(dim=-1, descending=True).values.expand(*torch.broadcast_shapes(k.shape, u.shape[:-1]), n)
+        at = counts.expand(*ranked.shape[:-1], 1)
+        centre = (ranked.gather(-1, at - 1) + ranked.gather(-1, at.clamp(max=n - 1))) / 2
+        target = counts.to(u.dtype)
+    else:
+        top = u.topk(min(k + 1, n), dim=-1).values
+        centre = (top[..., k - 1 : k] + top[..., -1:]) / 2
+        target = torch.as_tensor(float(k), dtype=u.dtype, device=u.device)
+    low = centre - kernel.quantile(target / (target + 1))
+    high = centre + kernel.quantile((n - target) / (n - target + 1))
+    t = centre
+    for _ in range(kernel.steps):
+        mask = kernel.cdf(u - t)
+        excess = mask.sum(-1, keepdim=True) - target
+        low = torch.where(excess >= 0, t, low)
+        high = torch.where(excess <= 0, t, high)
+        step = t + excess / kernel.density(mask).sum(-1, keepdim=True)
+        t = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+    return t
+
+
+class _Threshold(torch.autograd.Function):
+    """u -> F(u - t), with the family's vector-Jacobian product."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
+        t = _solve(u, k, kernel)
+        full = k == u.shape[-1]  # no (k+1)-th score: everything is taken
+        t = torch.where(full.unsqueeze(-1), -math.inf, t) if isinstance(full, Tensor) else t - full * math.inf
+        return kernel.cdf(u - t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, _, ctx.kernel = inputs
+        ctx.shape = u.shape
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        a = ctx.kernel.density(mask)
+        total = a.sum(-1, keepdim=True)
+        # A mask that is hard to the last bit has a = 0: its gradient is 0, not 0/0.
+        mean = (a * grad).sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
+        return (a * (grad - mean)).sum_to_size(ctx.shape), None, None
+
+
+@operator()
+def entropic(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Entropic projection onto the capped simplex: logistic threshold with sum k.
+
+    Solves `max_m <m, s> - temperature * sum(m log m + (1-m) log(1-m))` subject to `0 <= m <= 1, sum m = k`;
+    so `m_i = sigmoid(s_i / temperature - t)`.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n].
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1), sum k; as smooth as the logistic function.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1) and 9 passes over the scores.
+
+    Source: Amos, Koltun & Kolter 2019, "The Limited Multi-Label Projection Layer", eq. (4). Differs: the
+    bracket does not depend on the scores, Newton steps inside it, no tolerance and so no early stop.
+    """
+    return _Threshold.apply(scores / temperature, k, LOGISTIC)
+
+
+@operator(sparse=True)
+def sparsemax(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Euclidean projection of scores / temperature onto the capped simplex; at k = 1 exactly sparsemax.
+
+    Solves `min_m |m - s/temperature|^2` subject to `0 <= m <= 1, sum m = k`; so
+    `m_i = clip(s_i / temperature - t, 0, 1)`. It is the hard mask, and its gradient 0, as soon as
+    the k-th and (k+1)-th score are a temperature apart.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n].
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in [0, 1], sum k, sparse; piecewise linear.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1) and at most 12 passes over the scores.
+
+    Source: Martins & Astudillo 2016, "From Softmax to Sparsemax", eq. (2) at k = 1; Malaviya, Ferreira &
+    Martins 2018, "Sparse and Constrained Attention", for the cap. Differs: threshold by safeguarded Newton
+    steps instead of sorting; the derivative at a kink is that of the flat side.
+    """
+    return _Threshold.apply(scores / temperature, k, UNIFORM)
