@@ -49,7 +49,10 @@ class Operator:
     has_rows: bool = False
 
     def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.function)
+        for name in functools.WRAPPER_ASSIGNMENTS:  # help(entropic) shows the function; the dataclass is frozen
+            if hasattr(self.function, name):
+                object.__setattr__(self, name, getattr(self.function, name))
+        object.__setattr__(self, "__wrapped__", self.function)
 
     def __call__(
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any

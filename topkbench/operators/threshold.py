@@ -40,6 +40,7 @@ class Kernel:
     steps: int
 
 
+MARGIN = 1.01
 LOGISTIC = Kernel(torch.sigmoid, lambda m: m * (1 - m), torch.logit, steps=9)
 UNIFORM = Kernel(
     lambda u: (u + 0.5).clamp(0, 1),
@@ -49,22 +50,26 @@ UNIFORM = Kernel(
 )
 
 
+def _centre(scores: Tensor, k: int | Tensor) -> Tensor:
+    """Halfway between the k-th and the (k+1)-th score, (..., 1); the k-th where there is no other."""
+    n = scores.shape[-1]
+    if isinstance(k, int):
+        top = scores.topk(min(k + 1, n), dim=-1).values
+        return (top[..., k - 1 : k] + top[..., -1:]) / 2
+    ranked = scores.sort(dim=-1, descending=True).values
+    ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), n)
+    rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
+    return (ranked.gather(-1, rank - 1) + ranked.gather(-1, rank.clamp(max=n - 1))) / 2
+
+
 def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
-    """The threshold t of each row, (..., 1), by Newton steps that fall back to bisection."""
+    """The threshold t of each row, (..., 1), by Newton steps that fall back to bisection; u has centre 0."""
     n = u.shape[-1]
-    if isinstance(k, Tensor):
-        counts = k.unsqueeze(-1)
-        ranked = u.sort(dim=-1, descending=True).values.expand(*torch.broadcast_shapes(k.shape, u.shape[:-1]), n)
-        at = counts.expand(*ranked.shape[:-1], 1)
-        centre = (ranked.gather(-1, at - 1) + ranked.gather(-1, at.clamp(max=n - 1))) / 2
-        target = counts.to(u.dtype)
-    else:
-        top = u.topk(min(k + 1, n), dim=-1).values
-        centre = (top[..., k - 1 : k] + top[..., -1:]) / 2
-        target = torch.as_tensor(float(k), dtype=u.dtype, device=u.device)
-    low = centre - kernel.quantile(target / (target + 1))
-    high = centre + kernel.quantile((n - target) / (n - target + 1))
-    t = centre
+    target = torch.as_tensor(k, dtype=u.dtype, device=u.device).unsqueeze(-1)
+    # A little wider than the proof asks, so that rounding cannot push a root at an end outside.
+    low = -MARGIN * kernel.quantile(target / (target + 1)) + torch.zeros_like(u[..., :1])
+    high = MARGIN * kernel.quantile((n - target) / (n - target + 1)) + torch.zeros_like(low)
+    t = torch.zeros_like(low)
     for _ in range(kernel.steps):
         mask = kernel.cdf(u - t)
         excess = mask.sum(-1, keepdim=True) - target
@@ -103,6 +108,11 @@ class _Threshold(torch.autograd.Function):
         return (a * (grad - mean)).sum_to_size(ctx.shape), None, None
 
 
+def _threshold(scores: Tensor, k: int | Tensor, temperature: Temperature, kernel: Kernel) -> Tensor:
+    # Centred before it is divided, so that large scores and small temperatures lose no digits.
+    return _Threshold.apply((scores - _centre(scores.detach(), k)) / temperature, k, kernel)
+
+
 @operator()
 def entropic(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
@@ -128,7 +138,7 @@ def entropic(
     Source: Amos, Koltun & Kolter 2019, "The Limited Multi-Label Projection Layer", eq. (4). Differs: the
     bracket does not depend on the scores, Newton steps inside it, no tolerance and so no early stop.
     """
-    return _Threshold.apply(scores / temperature, k, LOGISTIC)
+    return _threshold(scores, k, temperature, LOGISTIC)
 
 
 @operator(sparse=True)
@@ -158,4 +168,4 @@ def sparsemax(
     Martins 2018, "Sparse and Constrained Attention", for the cap. Differs: threshold by safeguarded Newton
     steps instead of sorting; the derivative at a kink is that of the flat side.
     """
-    return _Threshold.apply(scores / temperature, k, UNIFORM)
+    return _threshold(scores, k, temperature, UNIFORM)
