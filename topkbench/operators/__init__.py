@@ -2,6 +2,8 @@
 
 from topkbench.operators._contract import Guarantees, Operator, operator
 from topkbench.operators.hard import hard_mask, hard_selection, hard_values
+from topkbench.operators.identity import identity
+from topkbench.operators.softmax import softmax
 from topkbench.operators.threshold import entropic, sparsemax
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "hard_mask",
     "hard_selection",
     "hard_values",
+    "identity",
     "operator",
+    "softmax",
     "sparsemax",
 ]

@@ -49,7 +49,9 @@ class Operator:
     has_rows: bool = False
 
     def __post_init__(self) -> None:
-        for name in functools.WRAPPER_ASSIGNMENTS:  # help(entropic) shows the function; the dataclass is frozen
+        for (
+            name
+        ) in functools.WRAPPER_ASSIGNMENTS:  # help(entropic) shows the function; the dataclass is frozen
             if hasattr(self.function, name):
                 object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__wrapped__", self.function)

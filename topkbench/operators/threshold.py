@@ -7,11 +7,11 @@ vector-Jacobian product for the whole family,
 
 so the backward pass needs nothing but the output, and is itself differentiable.
 
-Where t lies. Let c = (u_(k) + u_(k+1)) / 2. If F' is log-concave then, whatever the scores,
+Where t lies. Shift the scores so that u_(k) + u_(k+1) = 0. If F' is log-concave then, whatever they are,
 
-    c - Q(k / (k+1))  <=  t  <=  c + Q((n-k) / (n-k+1)),     Q = F^-1.
+    -Q(k / (k+1))  <=  t  <=  Q((n-k) / (n-k+1)),     Q = F^-1.
 
-(Upper end: at t = c + e the k-th score alone is short of 1 by F(e - h), h = half the gap, and the n-k
+(Upper end: at t = e the k-th score alone is short of 1 by F(e - h), h = half the gap, and the n-k
 scores below are over 0 by at most (n-k) F(-e - h); log-concavity makes the ratio of the two at least its
 value at h = 0, and that is n-k at e = Q((n-k)/(n-k+1)).) The bracket does not depend on the scores or the
 temperature, so a fixed, small number of safeguarded Newton steps is enough at any scale, and no step
@@ -41,7 +41,7 @@ class Kernel:
 
 
 MARGIN = 1.01
-LOGISTIC = Kernel(torch.sigmoid, lambda m: m * (1 - m), torch.logit, steps=9)
+LOGISTIC = Kernel(torch.sigmoid, lambda m: m * (1 - m), torch.logit, steps=11)
 UNIFORM = Kernel(
     lambda u: (u + 0.5).clamp(0, 1),
     lambda m: ((m > 0) & (m < 1)).to(m.dtype),
@@ -63,7 +63,11 @@ def _centre(scores: Tensor, k: int | Tensor) -> Tensor:
 
 
 def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
-    """The threshold t of each row, (..., 1), by Newton steps that fall back to bisection; u has centre 0."""
+    """The threshold t of each row, (..., 1), for u with centre 0: Newton steps that fall back to bisection.
+
+    The steps solve `Q(mean F(u - t)) = Q(k / n)` rather than `sum F(u - t) = k`: the same root, but in t
+    nearly a straight line when the scores lie close together, where the other form crawls.
+    """
     n = u.shape[-1]
     target = torch.as_tensor(k, dtype=u.dtype, device=u.device).unsqueeze(-1)
     # A little wider than the proof asks, so that rounding cannot push a root at an end outside.
@@ -75,7 +79,9 @@ def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
         excess = mask.sum(-1, keepdim=True) - target
         low = torch.where(excess >= 0, t, low)
         high = torch.where(excess <= 0, t, high)
-        step = t + excess / kernel.density(mask).sum(-1, keepdim=True)
+        mean = mask.mean(-1, keepdim=True)
+        gap = kernel.quantile(mean) - kernel.quantile(target / n)
+        step = t + gap * n * kernel.density(mean) / kernel.density(mask).sum(-1, keepdim=True)
         t = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
     return t
 
@@ -89,7 +95,7 @@ class _Threshold(torch.autograd.Function):
     def forward(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
         t = _solve(u, k, kernel)
         full = k == u.shape[-1]  # no (k+1)-th score: everything is taken
-        t = torch.where(full.unsqueeze(-1), -math.inf, t) if isinstance(full, Tensor) else t - full * math.inf
+        t = torch.where(torch.as_tensor(full, device=u.device).unsqueeze(-1), -math.inf, t)
         return kernel.cdf(u - t)
 
     @staticmethod
@@ -133,7 +139,7 @@ def entropic(
     Raises:
         ValueError: k or temperature out of range.
 
-    Cost: one top-(k+1) and 9 passes over the scores.
+    Cost: one top-(k+1) and 11 passes over the scores.
 
     Source: Amos, Koltun & Kolter 2019, "The Limited Multi-Label Projection Layer", eq. (4). Differs: the
     bracket does not depend on the scores, Newton steps inside it, no tolerance and so no early stop.
@@ -162,7 +168,7 @@ def sparsemax(
     Raises:
         ValueError: k or temperature out of range.
 
-    Cost: one top-(k+1) and at most 12 passes over the scores.
+    Cost: one top-(k+1) and 12 passes over the scores.
 
     Source: Martins & Astudillo 2016, "From Softmax to Sparsemax", eq. (2) at k = 1; Malaviya, Ferreira &
     Martins 2018, "Sparse and Constrained Attention", for the cap. Differs: threshold by safeguarded Newton
