@@ -1,0 +1,1 @@
+"""topkbench: a research benchmark harness for top-k relaxations."""

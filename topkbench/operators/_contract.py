@@ -49,9 +49,8 @@ class Operator:
     has_rows: bool = False
 
     def __post_init__(self) -> None:
-        for (
-            name
-        ) in functools.WRAPPER_ASSIGNMENTS:  # help(entropic) shows the function; the dataclass is frozen
+        # help(entropic) shows the function; object's setattr, as the dataclass is frozen.
+        for name in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(self.function, name):
                 object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__wrapped__", self.function)

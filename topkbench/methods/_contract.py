@@ -1,0 +1,69 @@
+"""What a method is: a callable that turns one `Step` into a surrogate loss whose gradient is its estimate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from topkbench.operators import Operator
+from topkbench.operators import _contract as contract
+from topkbench.operators._contract import Temperature
+
+Part = Literal["mask", "values"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything a method may look at, by name. R replicates, B rows of x each.
+
+    Attributes:
+        W: `(R, n, d)`, what is learned; carries the gradient.
+        x: `(R, B, d)`, the mini-batch.
+        scores: `(R, B, n)`, `x W^T`; carries the gradient.
+        k: How many scores are kept.
+        wants: What the task's loss is a function of: the "mask" `(R, B, n)` or the "values" `(R, B, k)`.
+        loss: The task's loss of that part, per row: `(R, B)`.
+        noise: `noise(*shape)` draws standard normals `(R, *shape)`, each replicate from its own generator.
+    """
+
+    W: Float[Tensor, "R n d"]
+    x: Float[Tensor, "R B d"]
+    scores: Float[Tensor, "R B n"]
+    k: int
+    wants: Part
+    loss: Callable[[Tensor], Float[Tensor, "R B"]]
+    noise: Callable[..., Tensor]
+
+
+class Method(Protocol):
+    """How a gradient reaches W.
+
+    A method with a `temperature` field takes a number > 0 there or a tensor `(R, 1, 1)`: the loop
+    puts each replicate's own, scheduled temperature in its place.
+    """
+
+    stochastic: ClassVar[bool]
+    """Whether it draws noise of its own, so that its gradient varies on one and the same mini-batch."""
+
+    def __call__(self, step: Step) -> Float[Tensor, "R B"]:
+        """A surrogate loss per row.
+
+        Its value is the loss of the method's own forward pass (logged as the relaxed loss); its gradient
+        with respect to W is the estimate.
+        """
+        ...
+
+
+def check_relaxation(operator: object, temperature: Temperature) -> None:
+    """Refuse what is no operator, and a temperature that is not > 0 (a tensor's values are not looked at).
+
+    Raises:
+        TypeError: not an operator, nor a `functools.partial` of one.
+        ValueError: temperature <= 0, infinite or NaN.
+    """
+    if not isinstance(contract.bound(operator)[0], Operator):  # type: ignore[arg-type]
+        raise TypeError(f"operator must be one of topkbench.operators, got {operator!r}")
+    if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
