@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators import Operator
 from topkbench.operators import _contract as contract
-from topkbench.operators._contract import Temperature
-
-Part = Literal["mask", "values"]
+from topkbench.operators._contract import Part, Temperature
+from topkbench.randomness import Noise
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Step:
         k: How many scores are kept.
         wants: What the task's loss is a function of: the "mask" `(R, B, n)` or the "values" `(R, B, k)`.
         loss: The task's loss of that part, per row: `(R, B)`.
-        noise: `noise(*shape)` draws standard normals `(R, *shape)`, each replicate from its own generator.
+        noise: `noise(name, *shape)` draws standard normals `(R, *shape)`, each replicate from its own
+            generator; one name for each draw of a step.
     """
 
     W: Float[Tensor, "R n d"]
@@ -34,7 +34,7 @@ class Step:
     k: int
     wants: Part
     loss: Callable[[Tensor], Float[Tensor, "R B"]]
-    noise: Callable[..., Tensor]
+    noise: Noise
 
 
 class Method(Protocol):

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Temperature = float | Tensor
+Part = Literal["mask", "values"]
 
 
 @dataclass(frozen=True)

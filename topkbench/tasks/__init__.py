@@ -1,0 +1,8 @@
+"""Tasks: what is learned. Imports no method, and of the operators only the hard top-k."""
+
+from topkbench.tasks._contract import Batch, Task, Teacher, scores_of
+from topkbench.tasks.gate import Gate
+from topkbench.tasks.mask import Mask
+from topkbench.tasks.values import Values
+
+__all__ = ["Batch", "Gate", "Mask", "Task", "Teacher", "Values", "scores_of"]

@@ -1,0 +1,84 @@
+"""What the three tasks of the founding question share: Gaussian x and a planted W* to learn."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from topkbench.operators._contract import Part
+from topkbench.randomness import Noise
+from topkbench.tasks._contract import Batch, Teacher, scores_of
+
+START = 0.5  # a first score has standard deviation 1/2: small, but its ranking is not rounding
+
+
+@dataclass(frozen=True)
+class Planted(ABC):
+    """x ~ N(0, I_d); the rows of W* are uniform on the unit sphere, so that a score W* x has variance 1.
+
+    Attributes:
+        n: How many scores there are.
+        d: The dimension of x.
+        k: How many are kept, in [1, n].
+        noise: The standard deviation of the noise on the training targets, >= 0.
+    """
+
+    n: int
+    d: int
+    k: int
+    noise: float = 0.0
+    wants: ClassVar[Part]
+
+    def __post_init__(self) -> None:
+        for name, size in (("n", self.n), ("d", self.d)):
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}")
+        if not 1 <= self.k <= self.n:
+            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must be >= 0 and finite, got {self.noise}")
+
+    @abstractmethod
+    def target(self, scores: Float[Tensor, "R B n"], teacher: Teacher) -> Tensor:
+        """What the teacher makes of its scores, without noise."""
+
+    @abstractmethod
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:
+        """The loss per row of the mask or the values."""
+
+    def teacher(self, noise: Noise) -> Teacher:
+        """W*."""
+        return {"W": torch.nn.functional.normalize(noise("W", self.n, self.d), dim=-1)}
+
+    def start(self, noise: Noise) -> Float[Tensor, "R n d"]:
+        """Independent normal entries with standard deviation START / sqrt(d)."""
+        return noise("W", self.n, self.d) * (START / self.d**0.5)
+
+    def sample(self, teacher: Teacher, noise: Noise, rows: int, clean: bool = False) -> Batch:
+        """`rows` fresh rows; `clean` ones carry no target noise."""
+        x = noise("x", rows, self.d)
+        target = self.target(scores_of(teacher["W"], x), teacher)
+        if self.noise and not clean:
+            target = target + self.noise * noise("target", *target.shape[1:])
+        return Batch(x, target, teacher)
+
+    def match(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, "R n d"]:  # noqa: ARG002
+        """W itself: the target names the rows."""
+        return W
+
+    def distance(self, matched: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
+        """`|W - W*| / |W*|` in the Frobenius norm, 0 at the teacher."""
+        return relative_distance(matched, teacher["W"])
+
+
+def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """`|prediction - target|^2 / 2` per row."""
+    return (prediction - target).square().sum(-1) / 2
+
+
+def relative_distance(W: Float[Tensor, "R n d"], target: Float[Tensor, "R n d"]) -> Float[Tensor, " R"]:
+    """`|W - W*| / |W*|` in the Frobenius norm."""
+    return (W - target).flatten(1).norm(dim=1) / target.flatten(1).norm(dim=1)

@@ -1,0 +1,217 @@
+"""The training loop. Every tensor has the replicate axis first; no method and no task is known by name."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from topkbench import gradients
+from topkbench.evaluate import evaluate
+from topkbench.methods import Method
+from topkbench.optimizers import Optimizer, Stepper, per_replicate
+from topkbench.randomness import Normals
+from topkbench.schedules import Constant, Schedule
+from topkbench.step import at_temperature, gradient
+from topkbench.tasks import Task
+
+EXPLODED = 1e6  # a loss this many times the first one will not come back
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long, how much at once, and what is looked at on the way.
+
+    Attributes:
+        steps: Optimizer steps, >= 0.
+        batch: Rows of x in a mini-batch, >= 1.
+        clip: The largest norm of a replicate's gradient (all of its W), or None.
+        points: Log points, spread evenly from step 0 to the last, both included; >= 2.
+        samples: Mini-batches for the gradient statistics at each log point, >= 2; 0 leaves them out.
+        test_rows: Held-out rows for the metrics, >= 1.
+    """
+
+    steps: int = 2000
+    batch: int = 32
+    clip: float | None = None
+    points: int = 41
+    samples: int = 16
+    test_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("batch", 1), ("points", 2), ("test_rows", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.samples < 2 and self.samples != 0:
+            raise ValueError(f"samples must be >= 2, or 0 for none, got {self.samples}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be > 0, or null for none, got {self.clip}")
+
+    def log_steps(self) -> list[int]:
+        """The steps that are logged: at most `points`, from 0 to `steps`."""
+        return sorted({round(i * self.steps / (self.points - 1)) for i in range(self.points)})
+
+
+@dataclass
+class Result:
+    """What training leaves.
+
+    Attributes:
+        seeds: One a replicate.
+        W: `(R, n, d)`, where it ended; a diverged replicate's last finite W.
+        points: The log points: step, seconds, and `(R,)` tensors on the CPU by column name.
+        diverged_at: The step at which a replicate diverged, -1 where it did not: `(R,)`.
+        interrupted: Whether it was stopped before its last step.
+    """
+
+    seeds: list[int]
+    W: Tensor
+    points: list[tuple[int, float, dict[str, Tensor]]] = field(default_factory=list)
+    diverged_at: Tensor = field(default_factory=lambda: torch.empty(0))
+    interrupted: bool = False
+
+
+def train(
+    method: Method,
+    task: Task,
+    optimizer: Optimizer,
+    seeds: Sequence[int],
+    settings: Settings | None = None,
+    *,
+    schedule: Schedule | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+) -> Result:
+    """Learn W for every seed at once.
+
+    A replicate depends on its own seed and settings alone. One whose loss or gradient is no longer finite,
+    or whose loss is EXPLODED times its first, stays where it was, marked; the others go on. Ctrl-C ends
+    training with what has been logged.
+
+    Args:
+        method: Its temperature may be a number or a tensor of R.
+        task: What is learned.
+        optimizer: Its lr may be a number or a tensor of R.
+        seeds: One non-negative integer a replicate.
+        settings: How long and how much at once; the defaults if None.
+        schedule: A factor on the temperature; constant if None.
+        device: Where.
+        dtype: torch.float32 or torch.float64.
+        progress: Whether to show a bar with the mean hard loss and the time left.
+
+    Raises:
+        ValueError: no seeds, or a learning rate or temperature that is neither one number nor R.
+    """
+    if not len(seeds):
+        raise ValueError("seeds must hold at least one seed, got none")
+    loop = _Loop(
+        method,
+        task,
+        optimizer,
+        schedule or Constant(),
+        settings or Settings(),
+        Normals(list(seeds), (), device, dtype),
+    )
+    return loop.run(progress)
+
+
+class _Loop:
+    """The state of training: W, what the optimizer keeps, and which replicates are still alive."""
+
+    def __init__(
+        self,
+        method: Method,
+        task: Task,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        settings: Settings,
+        normals: Normals,
+    ) -> None:
+        self.method, self.task, self.schedule, self.settings = method, task, schedule, settings
+        self.normals, self.batches, self.noise = normals, normals.child("train"), normals.child("method")
+        self.teacher = task.teacher(normals.child("teacher"))
+        self.test = task.sample(self.teacher, normals.child("test"), settings.test_rows, clean=True)
+        self.W = task.start(normals.child("start"))
+        self.stepper = Stepper(optimizer, self.W)
+        self.temperature = (
+            per_replicate("temperature", method.temperature, self.W)
+            if hasattr(method, "temperature")
+            else None
+        )
+        replicates = len(self.W)
+        self.diverged_at = torch.full((replicates,), -1, device=self.W.device)
+        self.worst = self.W.new_full((replicates,), torch.inf)  # the loss at which a replicate is given up
+        self.touched = torch.zeros(self.W.shape[:2], dtype=torch.bool, device=self.W.device)
+
+    def run(self, progress: bool) -> Result:
+        result = Result(list(self.normals.seeds), self.W, [], self.diverged_at)
+        logged = set(self.settings.log_steps())
+        seconds = 0.0
+        with tqdm(total=self.settings.steps, desc="train", unit="step", disable=not progress) as bar:
+            try:
+                for step in range(self.settings.steps + 1):
+                    if step in logged:
+                        columns = {name: column.cpu() for name, column in self.observe(step).items()}
+                        result.points.append((step, seconds, columns))
+                        bar.set_postfix(loss=f"{columns['hard_loss'].nanmean():.3g}", refresh=False)
+                        began = time.perf_counter()  # looking is not training
+                    if step < self.settings.steps:
+                        self.update(step)
+                        bar.update()
+                        if step + 1 in logged:
+                            self.wait()
+                            seconds += time.perf_counter() - began
+            except KeyboardInterrupt:
+                result.interrupted = True
+        result.W, result.diverged_at = self.W.cpu(), self.diverged_at.cpu()
+        return result
+
+    def update(self, step: int) -> None:
+        """One step of every replicate that is still alive."""
+        batch = self.task.sample(self.teacher, self.batches, self.settings.batch)
+        loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise)
+        norm = grad.flatten(1).norm(dim=1)
+        if step == 0:
+            self.worst = EXPLODED * loss
+        alive = self.diverged_at < 0
+        gone = alive & ~(norm.isfinite() & (loss <= self.worst))  # a NaN loss compares false
+        self.diverged_at = torch.where(gone, step, self.diverged_at)
+        alive &= ~gone
+        if self.settings.clip is not None:
+            grad = grad * (self.settings.clip / norm.clamp(min=self.settings.clip))[:, None, None]
+        self.touched |= (grad != 0).any(-1) & alive[:, None]
+        self.W = torch.where(alive[:, None, None], self.stepper(self.W, grad), self.W)
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, Tensor]:
+        """Every metric column at the present W: `(R,)` each."""
+        method, settings = self.method_at(step), self.settings
+        columns = evaluate(method, self.task, self.W, self.test, self.normals.child("evaluate", step))
+        columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
+        if settings.samples:
+            columns |= gradients.measure(
+                method,
+                self.task,
+                self.W,
+                self.teacher,
+                self.normals.child("gradients", step),
+                settings.batch,
+                settings.samples,
+            )
+        return columns
+
+    def method_at(self, step: int) -> Method:
+        """The method at the temperature of this step."""
+        if self.temperature is None:
+            return self.method
+        return at_temperature(
+            self.method, self.temperature * self.schedule(step / max(self.settings.steps, 1))
+        )
+
+    def wait(self) -> None:
+        """Until an accelerator has done what it was given: it works ahead of the clock otherwise."""
+        if self.W.device.type == "cuda":
+            torch.cuda.synchronize(self.W.device)
