@@ -37,9 +37,10 @@ def gradient(
     with torch.enable_grad():
         W = W.detach().requires_grad_()
         loss = surrogate(method, task, W, batch, noise).mean(-1)
-    if not loss.requires_grad:  # a hard mask with nothing beside it: no path leads back to W
+        total = loss.sum()
+    if not total.requires_grad:  # a hard mask with nothing beside it: no path leads back to W
         return loss, torch.zeros_like(W)
-    (grad,) = torch.autograd.grad(loss.sum(), W, materialize_grads=True)
+    (grad,) = torch.autograd.grad(total, W, materialize_grads=True)
     return loss.detach(), grad
 
 

@@ -1,4 +1,4 @@
-"""The gradient of the hard top-k in the two ways it is usually written. They agree (tests/test_methods.py)."""
+"""The gradient of the hard top-k, in the two ways it is usually written (tests hold them together)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
