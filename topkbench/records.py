@@ -1,0 +1,204 @@
+"""What a run leaves on disk, and how it is read back.
+
+One folder a run, `<task>-<method>-<id of the config>`, complete or not there at all:
+
+    config.yaml        the resolved configuration
+    environment.json   versions, commit, device, threads, command line, status
+    curves.csv         one row for each replicate and log point
+    summary.csv        one row for each replicate: its last log point and how it ended
+
+The columns of both tables are those of COLUMNS, and `load` adds those of LOADED.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from topkbench.train import Result
+
+COLUMNS = {
+    "replicate": "its index in the run, from 0",
+    "seed": "what everything random in it was drawn from",
+    "status": "summary only: done, diverged or interrupted",
+    "diverged": "curves only: 1 from the step on at which it was given up; its W stays where it was",
+    "step": "optimizer steps taken (of a diverged one: before it diverged)",
+    "seconds": "wall time of training alone, of all replicates of the run together, without the logging",
+    "hard_loss": "mean loss on the held-out rows with the hard top-k, without target noise",
+    "relaxed_loss": "the same with the method's own forward pass",
+    "recall": "share of the teacher's top k found, in [0, 1]",
+    "distance": "|W - W*| / |W*| up to what the loss cannot tell apart (see the task)",
+    "rows_with_gradient": "share of the rows of W that ever got a gradient that is not 0, in [0, 1]",
+    "grad_norm": "norm of the mean gradient over M fresh mini-batches at this W",
+    "grad_variance": "trace of the covariance of one mini-batch gradient",
+    "grad_variance_data": "its part that comes from the mini-batch",
+    "grad_variance_method": "its part that comes from the method's own noise",
+    "grad_snr": "squared norm of the mean, less its sampling bias, over grad_variance; empty if both are 0",
+}
+LOADED = {
+    "task": "the file in conf/task",
+    "method": "the file in conf/method",
+    "operator": "the method's relaxation, or its own name if it has none",
+    "estimator": "the class of the method",
+    "run": "the folder of the record",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record, read back.
+
+    Attributes:
+        path: Its folder.
+        config: The resolved configuration.
+        environment: Where and how it ran.
+        curves: `curves.csv` with the columns of LOADED.
+        summary: `summary.csv` with the columns of LOADED.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    curves: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that name a configuration, wherever its results go."""
+    told = {key: value for key, value in config.items() if key != "results"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether `folder` can be made and written to, without making it.
+
+    Raises:
+        OSError: it cannot.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"results={folder}: {there} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"results={folder}: cannot write to {there} ({error.strerror or error})"
+        ) from error
+
+
+def save(
+    folder: Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any], result: Result
+) -> Path:
+    """Write a record below `folder`, all of it or nothing, and never over another one.
+
+    Returns:
+        The record's own folder; its name ends in -2, -3, ... where the plain one is taken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    try:
+        staged.chmod(0o755)
+        OmegaConf.save(OmegaConf.create(dict(config)), staged / "config.yaml")
+        (staged / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        curves(result).to_csv(staged / "curves.csv", index=False)
+        summary(result).to_csv(staged / "summary.csv", index=False)
+        return _claim(staged, folder / f"{name}-{identity(config)}")
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def curves(result: Result) -> pd.DataFrame:
+    """One row for each replicate and log point."""
+    frames = []
+    for step, seconds, columns in result.points:
+        diverged = (result.diverged_at >= 0) & (result.diverged_at <= step)
+        ids = {"replicate": range(len(result.seeds)), "seed": result.seeds, "step": step, "seconds": seconds}
+        frame = pd.DataFrame(ids)
+        frame["diverged"] = diverged.int().numpy()
+        frames.append(frame.assign(**{name: column.numpy() for name, column in columns.items()}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def summary(result: Result) -> pd.DataFrame:
+    """One row for each replicate: its last log point."""
+    table = curves(result)
+    if table.empty:
+        return table
+    last = table[table["step"] == table["step"].max()].drop(columns="diverged").reset_index(drop=True)
+    diverged = (result.diverged_at >= 0).numpy()
+    last.insert(2, "status", "interrupted" if result.interrupted else "done")
+    last.loc[diverged, "status"] = "diverged"
+    last.loc[diverged, "step"] = result.diverged_at.numpy()[diverged]
+    return last
+
+
+def load(path: Path) -> Run:
+    """Read one record.
+
+    Raises:
+        FileNotFoundError: a file of it is missing.
+    """
+    config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    assert isinstance(config, dict)
+    environment = json.loads((path / "environment.json").read_text())
+    method = config["method"]
+    estimator = method["_target_"].rpartition(".")[2]
+    operator = method.get("operator", {}).get("_target_", environment["method"]).rpartition(".")[2]
+    names = {
+        "task": environment["task"],
+        "method": environment["method"],
+        "operator": operator,
+        "estimator": estimator,
+        "run": path.name,
+    }
+    curves, summary = (pd.read_csv(path / name).assign(**names) for name in ("curves.csv", "summary.csv"))
+    return Run(path, {str(key): value for key, value in config.items()}, environment, curves, summary)
+
+
+def find(folder: Path) -> list[Run]:
+    """The records in `folder` and below, by task and method; of equal configurations the newest.
+
+    A record without a log point (interrupted before the first) is left out.
+    """
+    newest: dict[str, Run] = {}
+    for file in sorted(folder.rglob("summary.csv")):
+        if file.parent.name.startswith(".") or not file.read_text().strip():
+            continue
+        run = load(file.parent)
+        before = newest.get(identity(run.config))
+        if before is None or before.environment["started"] <= run.environment["started"]:
+            newest[identity(run.config)] = run
+    return sorted(
+        newest.values(), key=lambda run: (run.environment["task"], run.environment["method"], run.path)
+    )
+
+
+def together(runs: Iterable[Run], table: str) -> pd.DataFrame:
+    """The "curves" or the "summary" of all of them, one below the other."""
+    return pd.concat([getattr(run, table) for run in runs], ignore_index=True)
+
+
+def _claim(staged: Path, wanted: Path) -> Path:
+    """Give a folder its name, or the next one that is free; a rename onto a full folder fails, so no race."""
+    target, count = wanted, 1
+    while True:
+        try:
+            os.rename(staged, target)
+            return target
+        except OSError:
+            if not target.exists():
+                raise
+            count += 1
+            target = wanted.with_name(f"{wanted.name}-{count}")
