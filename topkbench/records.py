@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,18 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(
             f"results={folder}: cannot write to {there} ({error.strerror or error})"
         ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` once it is complete, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def save(
@@ -185,9 +198,30 @@ def find(folder: Path) -> list[Run]:
     )
 
 
-def together(runs: Iterable[Run], table: str) -> pd.DataFrame:
-    """The "curves" or the "summary" of all of them, one below the other."""
-    return pd.concat([getattr(run, table) for run in runs], ignore_index=True)
+def together(runs: Sequence[Run], table: str) -> pd.DataFrame:
+    """The "curves" or the "summary" of all of them, one below the other.
+
+    Where a method stands there more than once on a task, its name is followed by the settings it differs in.
+    """
+    names = _names(runs)
+    frames = [getattr(run, table).assign(method=name) for run, name in zip(runs, names, strict=True)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Each run's method, with what tells it from the other runs of that method on that task."""
+    flat: list[dict[str, str]] = [
+        {str(name): str(value) for name, value in pd.json_normalize(dict(run.config)).iloc[0].items()}
+        for run in runs
+    ]
+    keys = [(run.environment["task"], run.environment["method"]) for run in runs]
+    names = []
+    for key, own in zip(keys, flat, strict=True):
+        others = [config for other, config in zip(keys, flat, strict=True) if other == key]
+        told = sorted(name for name in own if any(config.get(name) != own[name] for config in others))
+        settings = ", ".join(f"{name.rpartition('.')[2]}={own[name]}" for name in told if name != "results")
+        names.append(f"{key[1]} {settings}".strip())
+    return names
 
 
 def _claim(staged: Path, wanted: Path) -> Path:

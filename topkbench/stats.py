@@ -72,8 +72,8 @@ def intervals(
     return pd.DataFrame(rows, columns=[*by, "centre", "low", "high", "count"])
 
 
-def _interval(values: np.ndarray, kept: np.ndarray, ends: Callable[[], ArrayLike]) -> Interval:
+def _interval(values: np.ndarray, kept: np.ndarray, ends: Callable[[], np.ndarray]) -> Interval:
     """The mean of what is kept, with `ends()` where they exist: not for one value, nor beside a NaN."""
     centre = float(kept.mean()) if len(kept) and not np.isnan(values).any() else float("nan")
-    low, high = ends() if len(values) > 1 and np.isfinite(centre) else (np.nan, np.nan)  # type: ignore[misc]
+    low, high = ends() if len(values) > 1 and np.isfinite(centre) else (np.nan, np.nan)
     return Interval(centre, float(low), float(high), len(values))

@@ -1,0 +1,153 @@
+"""The comparison of methods as a table: of numbers, to read on a terminal, and for a paper."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from topkbench.records import replacing
+from topkbench.stats import Interval, iqm_interval, log_loss, mean_interval, worst_where_diverged
+
+HEADERS = {
+    "log10_hard_loss": "log10 hard loss",
+    "hard_loss": "hard loss",
+    "recall": "recall",
+    "distance": "distance",
+    "rows_with_gradient": "rows",
+    "grad_snr": "gradient SNR",
+}
+NOTE = (
+    "log10 hard loss: interquartile mean over replicates; the other columns: mean; ± half a 95 % interval "
+    "(trimmed t, t). rows: share of the rows of W that ever got a gradient. Held-out rows, hard top-k."
+)
+BOLD = "Bold: the interval overlaps that of the lowest log10 hard loss of the task."
+
+
+def comparison(summary: pd.DataFrame) -> pd.DataFrame:
+    """One row for each task and method, from the summaries of runs (`records.together`).
+
+    Returns:
+        task, method, then for each column of HEADERS its centre and `_low` and `_high`, the ends of
+        its 95 % interval; seconds of training; replicates; diverged, how many of them.
+    """
+    summary = worst_where_diverged(summary)
+    summary = summary.assign(log10_hard_loss=log_loss(summary["hard_loss"]))
+    rows = []
+    for (task, method, run), group in summary.groupby(["task", "method", "run"], sort=False):
+        row = {"task": task, "method": method}
+        for column in HEADERS:
+            if column in group:
+                row |= _cells(column, group[column].to_numpy(float))
+        row["seconds"] = group["seconds"].max()
+        row["replicates"] = len(group)
+        row["diverged"] = int((group["status"] == "diverged").sum())
+        rows.append({**row, "run": run})
+    return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The comparison as strings, `centre ± half the interval`, with headers for people."""
+    columns: dict[str, object] = {"task": table["task"], "method": table["method"]}
+    for column, header in HEADERS.items():
+        if column in table:
+            columns[header] = [
+                plus_minus(centre, high - centre)
+                for centre, high in zip(table[column], table[f"{column}_high"], strict=True)
+            ]
+    columns["seconds"] = table["seconds"].map("{:.1f}".format)
+    columns["diverged"] = [
+        f"{gone} of {count}" for gone, count in zip(table["diverged"], table["replicates"], strict=True)
+    ]
+    return pd.DataFrame(columns)
+
+
+def text(table: pd.DataFrame) -> str:
+    """For the terminal: a column for each quantity, or below each other for a single run."""
+    strings = readable(table)
+    if len(strings) == 1:
+        (values,) = strings.to_numpy().tolist()
+        return "\n".join(f"{name:<16} {value}" for name, value in zip(strings, values, strict=True))
+    # What is the same for all, or stands in the saved tables, gives way to a line that fits a terminal.
+    left_out = [HEADERS["grad_snr"], *([] if table["diverged"].any() else ["diverged"])]
+    return strings.drop(columns=left_out, errors="ignore").to_string(index=False)
+
+
+def write(table: pd.DataFrame, folder: Path, stem: str, caption: str) -> list[Path]:
+    """Save the comparison as CSV (numbers), Markdown and LaTeX (booktabs); each file whole or not at all."""
+    texts = {
+        "csv": table.to_csv(index=False),
+        "md": _markdown(table, caption),
+        "tex": _latex(table, caption),
+    }
+    paths = [folder / f"{stem}.{suffix}" for suffix in texts]
+    for path, content in zip(paths, texts.values(), strict=True):
+        with replacing(path) as draft:
+            draft.write_text(content)
+    return paths
+
+
+def best(table: pd.DataFrame) -> pd.Series:
+    """Which rows are not told apart from the lowest log10 hard loss of their task."""
+    low, high = table["log10_hard_loss_low"], table["log10_hard_loss_high"]
+    low, high = low.fillna(table["log10_hard_loss"]), high.fillna(table["log10_hard_loss"])
+    lowest = table.groupby("task")["log10_hard_loss"].transform("idxmin")
+    return (low <= high[lowest].to_numpy()) & np.isfinite(table["log10_hard_loss"])
+
+
+def plus_minus(centre: float, half: float) -> str:
+    """`centre ± half`, to two digits of the half; three digits of the centre where there is none."""
+    if not math.isfinite(half) or not half > 0:
+        return "-" if math.isnan(centre) else f"{centre:.3g}"
+    digits = 1 - math.floor(math.log10(half))
+    if digits > 6:
+        return f"{centre:.2e} ± {half:.1e}"
+    return f"{centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
+def _cells(column: str, values: np.ndarray) -> dict[str, float]:
+    statistic = iqm_interval if column == "log10_hard_loss" else mean_interval
+    interval: Interval = statistic(values)
+    return {column: interval.centre, f"{column}_low": interval.low, f"{column}_high": interval.high}
+
+
+def _markdown(table: pd.DataFrame, caption: str) -> str:
+    strings = readable(table)
+    strings["method"] = [
+        f"**{method}**" if bold else method
+        for method, bold in zip(strings["method"], best(table), strict=True)
+    ]
+    rows: list[list[str]] = [
+        strings.columns.tolist(),
+        ["---"] * len(strings.columns),
+        *strings.to_numpy().tolist(),
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([caption, "", *lines, "", f"{BOLD} {NOTE}", ""])
+
+
+def _latex(table: pd.DataFrame, caption: str) -> str:
+    bold = best(table).to_numpy()
+    strings = readable(table)
+    cells = strings.map(_tex)
+    cells["method"] = [
+        rf"\textbf{{{name}}}" if b else name for name, b in zip(cells["method"], bold, strict=True)
+    ]
+    cells.columns = [_tex(name) for name in cells.columns]
+    body = cells.style.hide(axis="index").to_latex(
+        hrules=True, column_format="ll" + "r" * (len(cells.columns) - 2)
+    )
+    notes = _tex(f"{caption} {BOLD} {NOTE}")
+    return f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{notes}}}\n{body}\\end{{table}}\n"
+
+
+def _tex(string: str) -> str:
+    for plain, escaped in (
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("±", r"$\pm$"),
+        ("log10", r"$\log_{10}$"),
+        ("&", r"\&"),
+    ):
+        string = string.replace(plain, escaped)
+    return f"${string.replace('$', '')}$" if r"$\pm$" in string and string[0] in "-0123456789" else string
