@@ -132,8 +132,7 @@ def variance_by_step(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
     varying = curves[~curves["method"].map(zero) & (curves["grad_variance"] > 0)]
     _draw(ax, varying.assign(log10=np.log10(varying["grad_variance"])), "step", looks)
     if zero.any():
-        names = "exactly 0: " + ", ".join(zero.index[zero])
-        ax.text(0.98, 0.98, names, transform=ax.transAxes, ha="right", va="top", fontsize=SMALL)
+        ax.set_xlabel("step\nexactly 0: " + ", ".join(zero.index[zero]))
 
 
 def loss_by_method(ax: Axes, summary: pd.DataFrame, looks: Looks) -> None:

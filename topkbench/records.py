@@ -78,26 +78,6 @@ def identity(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def check_writable(folder: Path) -> None:
-    """Try whether `folder` can be made and written to, without making it.
-
-    Raises:
-        OSError: it cannot.
-    """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f"results={folder}: {there} is a file, not a folder")
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise PermissionError(
-            f"results={folder}: cannot write to {there} ({error.strerror or error})"
-        ) from error
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of `path` once it is complete, and not before."""

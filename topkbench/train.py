@@ -21,37 +21,47 @@ EXPLODED = 1e6  # a loss this many times the first one will not come back
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How long, how much at once, and what is looked at on the way.
+class Training:
+    """How long and how much at once.
 
     Attributes:
         steps: Optimizer steps, >= 0.
         batch: Rows of x in a mini-batch, >= 1.
-        clip: The largest norm of a replicate's gradient (all of its W), or None.
-        points: Log points, spread evenly from step 0 to the last, both included; >= 2.
-        samples: Mini-batches for the gradient statistics at each log point, >= 2; 0 leaves them out.
-        test_rows: Held-out rows for the metrics, >= 1.
+        clip: The largest norm of a replicate's gradient (over all of its W), > 0; None for no limit.
     """
 
     steps: int = 2000
     batch: int = 32
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, steps=0, batch=1)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be > 0, or null for none, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class Logging:
+    """What is looked at on the way.
+
+    Attributes:
+        points: Log points, spread evenly from step 0 to the last, both included; >= 2.
+        samples: Mini-batches for the gradient statistics at each log point, >= 2; 0 leaves them out.
+        test_rows: Held-out rows for the metrics, >= 1.
+    """
+
     points: int = 41
     samples: int = 16
     test_rows: int = 1024
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch", 1), ("points", 2), ("test_rows", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        _at_least(self, points=2, test_rows=1)
         if self.samples < 2 and self.samples != 0:
             raise ValueError(f"samples must be >= 2, or 0 for none, got {self.samples}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be > 0, or null for none, got {self.clip}")
 
-    def log_steps(self) -> list[int]:
-        """The steps that are logged: at most `points`, from 0 to `steps`."""
-        return sorted({round(i * self.steps / (self.points - 1)) for i in range(self.points)})
+    def steps(self, total: int) -> set[int]:
+        """The steps that are logged: at most `points`, from 0 to the last."""
+        return {round(i * total / (self.points - 1)) for i in range(self.points)}
 
 
 @dataclass
@@ -78,12 +88,13 @@ def train(
     task: Task,
     optimizer: Optimizer,
     seeds: Sequence[int],
-    settings: Settings | None = None,
+    training: Training | None = None,
+    logging: Logging | None = None,
     *,
     schedule: Schedule | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    progress: bool = True,
+    progress: str | None = None,
 ) -> Result:
     """Learn W for every seed at once.
 
@@ -96,11 +107,12 @@ def train(
         task: What is learned.
         optimizer: Its lr may be a number or a tensor of R.
         seeds: One non-negative integer a replicate.
-        settings: How long and how much at once; the defaults if None.
+        training: How long and how much at once; the defaults if None.
+        logging: What is looked at on the way; the defaults if None.
         schedule: A factor on the temperature; constant if None.
         device: Where.
         dtype: torch.float32 or torch.float64.
-        progress: Whether to show a bar with the mean hard loss and the time left.
+        progress: What to call a progress bar with the mean hard loss and the time left; None for no bar.
 
     Raises:
         ValueError: no seeds, or a learning rate or temperature that is neither one number nor R.
@@ -112,10 +124,17 @@ def train(
         task,
         optimizer,
         schedule or Constant(),
-        settings or Settings(),
+        training or Training(),
+        logging or Logging(),
         Normals(list(seeds), (), device, dtype),
     )
     return loop.run(progress)
+
+
+def _at_least(settings: object, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(settings, name) < bound:
+            raise ValueError(f"{name} must be >= {bound}, got {getattr(settings, name)}")
 
 
 class _Loop:
@@ -127,13 +146,15 @@ class _Loop:
         task: Task,
         optimizer: Optimizer,
         schedule: Schedule,
-        settings: Settings,
+        training: Training,
+        logging: Logging,
         normals: Normals,
     ) -> None:
-        self.method, self.task, self.schedule, self.settings = method, task, schedule, settings
+        self.method, self.task, self.schedule = method, task, schedule
+        self.training, self.logging = training, logging
         self.normals, self.batches, self.noise = normals, normals.child("train"), normals.child("method")
         self.teacher = task.teacher(normals.child("teacher"))
-        self.test = task.sample(self.teacher, normals.child("test"), settings.test_rows, clean=True)
+        self.test = task.sample(self.teacher, normals.child("test"), logging.test_rows, clean=True)
         self.W = task.start(normals.child("start"))
         self.stepper = Stepper(optimizer, self.W)
         self.temperature = (
@@ -146,19 +167,19 @@ class _Loop:
         self.worst = self.W.new_full((replicates,), torch.inf)  # the loss at which a replicate is given up
         self.touched = torch.zeros(self.W.shape[:2], dtype=torch.bool, device=self.W.device)
 
-    def run(self, progress: bool) -> Result:
+    def run(self, progress: str | None) -> Result:
         result = Result(list(self.normals.seeds), self.W, [], self.diverged_at)
-        logged = set(self.settings.log_steps())
+        logged = self.logging.steps(self.training.steps)
         seconds = 0.0
-        with tqdm(total=self.settings.steps, desc="train", unit="step", disable=not progress) as bar:
+        with tqdm(total=self.training.steps, desc=progress, unit="step", disable=progress is None) as bar:
             try:
-                for step in range(self.settings.steps + 1):
+                for step in range(self.training.steps + 1):
                     if step in logged:
                         columns = {name: column.cpu() for name, column in self.observe(step).items()}
                         result.points.append((step, seconds, columns))
                         bar.set_postfix(loss=f"{columns['hard_loss'].nanmean():.3g}", refresh=False)
                         began = time.perf_counter()  # looking is not training
-                    if step < self.settings.steps:
+                    if step < self.training.steps:
                         self.update(step)
                         bar.update()
                         if step + 1 in logged:
@@ -171,7 +192,7 @@ class _Loop:
 
     def update(self, step: int) -> None:
         """One step of every replicate that is still alive."""
-        batch = self.task.sample(self.teacher, self.batches, self.settings.batch)
+        batch = self.task.sample(self.teacher, self.batches, self.training.batch)
         loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise)
         norm = grad.flatten(1).norm(dim=1)
         if step == 0:
@@ -180,26 +201,26 @@ class _Loop:
         gone = alive & ~(norm.isfinite() & (loss <= self.worst))  # a NaN loss compares false
         self.diverged_at = torch.where(gone, step, self.diverged_at)
         alive &= ~gone
-        if self.settings.clip is not None:
-            grad = grad * (self.settings.clip / norm.clamp(min=self.settings.clip))[:, None, None]
+        if self.training.clip is not None:
+            grad = grad * (self.training.clip / norm.clamp(min=self.training.clip))[:, None, None]
         self.touched |= (grad != 0).any(-1) & alive[:, None]
         self.W = torch.where(alive[:, None, None], self.stepper(self.W, grad), self.W)
 
     @torch.no_grad()
     def observe(self, step: int) -> dict[str, Tensor]:
         """Every metric column at the present W: `(R,)` each."""
-        method, settings = self.method_at(step), self.settings
+        method = self.method_at(step)
         columns = evaluate(method, self.task, self.W, self.test, self.normals.child("evaluate", step))
         columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
-        if settings.samples:
+        if self.logging.samples:
             columns |= gradients.measure(
                 method,
                 self.task,
                 self.W,
                 self.teacher,
                 self.normals.child("gradients", step),
-                settings.batch,
-                settings.samples,
+                self.training.batch,
+                self.logging.samples,
             )
         return columns
 
@@ -208,7 +229,7 @@ class _Loop:
         if self.temperature is None:
             return self.method
         return at_temperature(
-            self.method, self.temperature * self.schedule(step / max(self.settings.steps, 1))
+            self.method, self.temperature * self.schedule(step / max(self.training.steps, 1))
         )
 
     def wait(self) -> None:

@@ -1,0 +1,131 @@
+"""The command line: compose, build, train, save, show. It knows no method and no task by name.
+
+torch and the plotting packages are imported where they are needed: help, completion and errors in what was
+typed are there at once, and drawing costs nothing before training ends.
+"""
+
+import datetime
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from topkbench.callbacks import Check, plain
+from topkbench.choices import conf_dir, described
+
+INTERRUPTED = 130
+
+OmegaConf.register_new_resolver("topkbench.choices", described, replace=True)
+
+
+def main() -> None:
+    """Run what the command line asks for; the exit code is 0 only if all of it was done."""
+    asked_for_traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through, and this function words them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = 0
+    try:
+        _run()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if asked_for_traces:
+            raise
+        from topkbench.diagnose import line
+
+        print(line(error), file=sys.stderr)
+        code = 1
+    finally:
+        # Hydra does not call a sweep's end where a job failed or Ctrl-C was pressed.
+        if Check.sweep is not None:
+            code = _end_sweep(Check.sweep) or code
+    sys.exit(code)
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
+def _run(config: DictConfig) -> None:
+    choices = dict(HydraConfig.get().runtime.choices)
+    if HydraConfig.get().mode == RunMode.RUN:
+        from topkbench.records import load
+        from topkbench.report import report
+
+        path = _train(plain(config), choices, Path(config.results))
+        print(report(path, [load(path)]))
+        _stop_if_interrupted(path)
+        return
+    folder = Path(HydraConfig.get().sweep.dir)
+    try:
+        path = _train(plain(config), choices, folder)
+    except Exception as error:
+        # The other jobs go on; the sweep says at its end what failed.
+        name = f"{choices['task']}-{choices['method']}"
+        (folder / f"failed-{name}-{HydraConfig.get().job.num}.txt").write_text(traceback.format_exc())
+        print(f"topkbench: {name} failed: {error}", file=sys.stderr)
+        return
+    _stop_if_interrupted(path)
+
+
+def _train(config: dict[str, Any], choices: Mapping[str, Any], folder: Path) -> Path:
+    """One run, from its configuration to its record."""
+    import torch
+
+    from topkbench import config as reader
+    from topkbench.environment import environment
+    from topkbench.train import train
+
+    experiment = reader.read(config)
+    name = f"{choices['task']}-{choices['method']}"
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    result = train(
+        experiment.method,
+        experiment.task,
+        experiment.optimizer,
+        range(experiment.seed, experiment.seed + experiment.seeds),
+        experiment.train,
+        experiment.log,
+        schedule=experiment.schedule,
+        device=experiment.device,
+        dtype=getattr(torch, experiment.dtype),
+        progress=name,
+    )
+    told = {
+        "task": choices["task"],
+        "method": choices["method"],
+        "status": "interrupted" if result.interrupted else "done",
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 3),
+        **environment(experiment.device),
+    }
+    from topkbench.records import save
+
+    return save(folder, name, config, told, result)
+
+
+def _stop_if_interrupted(path: Path) -> None:
+    from topkbench.records import load
+
+    if load(path).environment["status"] == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _end_sweep(folder: Path) -> int:
+    """Print and save the comparison of what a sweep has left, and say what failed."""
+    from topkbench.records import find
+    from topkbench.report import report
+
+    runs = find(folder)
+    if runs:
+        print(report(folder, runs))
+    failed = sorted(folder.glob("failed-*.txt"))
+    for file in failed:
+        print(f"topkbench: failed, see {file}", file=sys.stderr)
+    return 1 if failed or not runs else 0

@@ -1,0 +1,179 @@
+"""From a composed configuration to objects, with every key, type and range checked on the way.
+
+`_target_` names a class, its other keys are that class's arguments: they are compared with its signature,
+and the class checks their ranges.
+"""
+
+import functools
+import inspect
+import pydoc
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from topkbench.choices import ConfigError, unknown
+from topkbench.methods import Method
+from topkbench.operators import Operator
+from topkbench.optimizers import Optimizer
+from topkbench.schedules import Schedule
+from topkbench.tasks import Task
+from topkbench.train import Logging, Training
+
+GIVEN_LATER = {"scores", "k", "temperature"}  # what an operator gets from its method
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The root of a configuration, built; the fields are its keys.
+
+    Attributes:
+        method: How a gradient reaches W.
+        task: What is learned.
+        optimizer: How W moves.
+        schedule: How the temperature changes.
+        train: How long and how much at once.
+        log: What is looked at on the way.
+        n: How many scores; d: the dimension of x; k: how many scores are kept (what tasks refer to).
+        seeds: How many replicates, >= 1.
+        seed: That of the first replicate, >= 0; the others count up from it.
+        device: "cpu", "cuda" or "cuda:0", ...
+        dtype: "float32" or "float64".
+        results: The folder records go to.
+    """
+
+    method: Method
+    task: Task
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Training
+    log: Logging
+    n: int
+    d: int
+    k: int
+    seeds: int
+    seed: int
+    device: str
+    dtype: Literal["float32", "float64"]
+    results: str
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds must be >= 1, got {self.seeds}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be >= 0, got {self.seed}")
+        _check_device(self.device)
+
+
+def read(config: Mapping[str, Any]) -> Experiment:
+    """Build the whole of a resolved configuration.
+
+    Raises:
+        ConfigError: a key that is unknown or missing, a wrong type, a value out of range.
+    """
+    allowed = [field.name for field in fields(Experiment)]
+    for key in config:
+        if key not in allowed:
+            raise ConfigError(unknown(key, allowed))
+    plain = {"train": Training, "log": Logging}
+    parts = {
+        key: build(value, key, plain.get(key)) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
+    _check_arguments(Experiment, parts, "")
+    return Experiment(**parts)
+
+
+def build(node: Mapping[str, Any], where: str, target: Any = None) -> Any:
+    """What a node describes: `target(**node)`, by default the node's own `_target_`.
+
+    Args:
+        node: Arguments by name, themselves nodes where they hold a `_target_`; `_partial_: true` leaves the
+            call to others.
+        where: The node's path in the configuration, for errors.
+        target: What to call where the node does not say.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    target = target or _locate(node.get("_target_"), where)
+    arguments = {
+        key: build(value, f"{where}.{key}") if isinstance(value, Mapping) else value
+        for key, value in arguments.items()
+    }
+    _check_arguments(target, arguments, f"{where}.", partial=bool(node.get("_partial_")))
+    if node.get("_partial_"):
+        return functools.partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _locate(path: Any, where: str) -> Any:
+    if not isinstance(path, str):
+        raise ConfigError(f"{where}: _target_ must name a class, got {path!r}")
+    try:
+        found = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise ConfigError(f"{where}._target_: {path} cannot be imported: {error.value}") from error
+    if found is None:
+        module = pydoc.locate(path.rpartition(".")[0])
+        names = [f"{path.rpartition('.')[0]}.{name}" for name in getattr(module, "__all__", [])]
+        raise ConfigError(
+            f"{where}._target_: {unknown(path, names, 'object')}" if names else f"{where}: no {path}"
+        )
+    return found
+
+
+def _check_arguments(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bool = False) -> None:
+    """Compare names and types with a signature."""
+    parameters = dict(inspect.signature(target).parameters)
+    if isinstance(target, Operator):
+        parameters = {name: each for name, each in parameters.items() if name not in GIVEN_LATER}
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise ConfigError(unknown(prefix + name, [prefix + each for each in parameters]))
+        hint = typing.get_type_hints(target).get(name, Any) if inspect.isclass(target) else Any
+        if not _fits(value, hint):
+            raise ConfigError(f"{prefix}{name} must be {_describe(hint)}, got {value!r}")
+    missing = [
+        name for name, each in parameters.items() if each.default is each.empty and name not in arguments
+    ]
+    if missing and not partial:
+        raise ConfigError(f"{prefix}{missing[0]} is missing")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is what an annotation asks for; objects are not looked into."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (int, str, bool, type(None)):
+        return type(value) is hint
+    # Anything else is an object: a plain value from YAML cannot be one.
+    return hint is Any or not isinstance(value, int | float | str | type(None))
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        # Tensors come from code: nobody can write one on a command line.
+        return " or ".join(_describe(each) for each in typing.get_args(hint) if each is not Tensor)
+    return names.get(hint, "a group of settings")
+
+
+def _check_device(name: str) -> None:
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in there and not (name == "cuda" and len(there) > 1):
+        raise ConfigError(unknown(name, there, "device"))

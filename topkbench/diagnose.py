@@ -1,0 +1,99 @@
+"""One line for whatever went wrong: what was given, what is allowed, and the nearest that is."""
+
+import sys
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from topkbench.choices import GROUPS, ConfigError, available, conf_dir, unknown
+
+SWEEP = ("-m", "--multirun")
+
+
+def line(error: BaseException, overrides: Sequence[str] = ()) -> str:
+    """The line for an error of a run with these overrides, by default those of the command line.
+
+    After this Hydra is no longer initialized: the process is about to end.
+    """
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return f"topkbench: {_of_overrides(overrides or sys.argv[1:]) or _shortened(error)}"
+    if isinstance(error, ConfigError | OSError):
+        return f"topkbench: {error}"
+    return f"topkbench: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+def _of_overrides(arguments: Sequence[str]) -> str | None:
+    """The first override that cannot be, as a line; None if it is not to be found here."""
+    if any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments):
+        return None  # choices from elsewhere: Hydra knows them, this function does not
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        if "=" not in argument and not argument.startswith("~"):
+            return f"cannot read {argument!r}: a setting is typed as name=value"
+        try:
+            overrides.append(OverridesParser.create().parse_override(argument))
+        except HydraException as error:
+            return f"cannot read {argument!r}: {_shortened(error)}"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return _of_choices(overrides, arguments) or _of_keys(overrides)
+
+
+def _of_choices(overrides: list[Override], arguments: Sequence[str]) -> str | None:
+    for override in overrides:
+        group = override.key_or_group
+        for choice in _choices(override) if group in GROUPS else []:
+            if choice not in available(group):
+                return unknown(choice, available(group), group)
+        if override.is_sweep_override() and not set(SWEEP) & set(arguments):
+            return f"{override.input_line}: several values are a sweep: put -m before the settings"
+    groups = [override.key_or_group for override in overrides if override.key_or_group in GROUPS]
+    twice = next((group for group in groups if groups.count(group) > 1), None)
+    return f"{twice} is given twice" if twice else None
+
+
+def _of_keys(overrides: list[Override]) -> str | None:
+    """The keys of several methods are taken to be those of the first one."""
+    chosen = [
+        f"{'+' if group == 'method' else ''}{group}={_choices(override)[0]}"
+        for override in overrides
+        if (group := override.key_or_group) in GROUPS and group != "experiment" and _choices(override)
+    ]
+    keys = _flat(compose("config", chosen))
+    for override in overrides:
+        key = override.key_or_group
+        if key not in (*keys, *GROUPS) and key.partition(".")[0] != "hydra":
+            siblings = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            return unknown(key, [name for name in siblings if "._" not in name])
+    return None
+
+
+def _choices(override: Override) -> list[str]:
+    """What an override of a group chooses; nothing for a glob, which takes what there is."""
+    if override.is_choice_sweep():
+        return [str(choice) for choice in override.sweep_iterator()]
+    return [] if override.is_sweep_override() else [str(override.value())]
+
+
+def _flat(config: DictConfig, prefix: str = "") -> list[str]:
+    names = []
+    for key in config:
+        names.append(prefix + str(key))
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            names += _flat(node, prefix + str(key) + ".")
+    return names
+
+
+def _shortened(error: BaseException) -> str:
+    """Hydra's own words in one line."""
+    words = " ".join(str(error).split())
+    return words if len(words) < 300 else f"{words[:300]} ..."
