@@ -82,9 +82,10 @@ def jobs(config: DictConfig) -> list[list[str]]:
         return []
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    (batch,) = BasicSweeper.split_arguments(
-        parser.parse_overrides([*given, *config.hydra.overrides.task]), None
-    )
+    overrides = [*given, *config.hydra.overrides.task]
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)
+    if not batch:
+        raise ConfigError(f"nothing to run: a glob in {' '.join(overrides)} matches no file")
     return batch
 
 

@@ -1,5 +1,6 @@
 """What is shown at the end of a run or of a sweep: its table and its figures, beside its records."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def report(folder: Path, runs: Sequence[records.Run]) -> str:
     names = [path.name for run in runs[:1] if run.path == folder for path in sorted(folder.glob("*.[jcy]*"))]
     stems = [f"{stem}.{{pdf,png}}" for stem in sheets]
     files = [*(name for name in names if name not in {p.name for p in written}), "table.{csv,md,tex}", *stems]
-    return f"\n{tables.text(table)}\n\n{tables.NOTE}\n\n{folder}/\n    " + "\n    ".join(files)
+    note = textwrap.fill(tables.NOTE, 100)
+    return f"\n{tables.text(table)}\n\n{note}\n\n{folder}/\n    " + "\n    ".join(files)
 
 
 def caption(runs: Sequence[records.Run]) -> str:
