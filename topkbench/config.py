@@ -4,6 +4,7 @@
 and the class checks their ranges.
 """
 
+import contextlib
 import functools
 import inspect
 import pydoc
@@ -84,8 +85,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
         key: build(value, key, plain.get(key)) if isinstance(value, Mapping) else value
         for key, value in config.items()
     }
-    _check_arguments(Experiment, parts, "")
-    return Experiment(**parts)
+    return Experiment(**_checked(Experiment, parts, ""))
 
 
 def build(node: Mapping[str, Any], where: str, target: Any = None) -> Any:
@@ -106,7 +106,7 @@ def build(node: Mapping[str, Any], where: str, target: Any = None) -> Any:
         key: build(value, f"{where}.{key}") if isinstance(value, Mapping) else value
         for key, value in arguments.items()
     }
-    _check_arguments(target, arguments, f"{where}.", partial=bool(node.get("_partial_")))
+    arguments = _checked(target, arguments, f"{where}.", partial=bool(node.get("_partial_")))
     if node.get("_partial_"):
         return functools.partial(target, **arguments)
     try:
@@ -131,36 +131,47 @@ def _locate(path: Any, where: str) -> Any:
     return found
 
 
-def _check_arguments(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bool = False) -> None:
-    """Compare names and types with a signature."""
+def _checked(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bool = False) -> dict[str, Any]:
+    """The arguments with the types of a signature, or a ConfigError."""
     parameters = dict(inspect.signature(target).parameters)
     if isinstance(target, Operator):
         parameters = {name: each for name, each in parameters.items() if name not in GIVEN_LATER}
+    hints = typing.get_type_hints(target) if inspect.isclass(target) else {}
+    checked = {}
     for name, value in arguments.items():
         if name not in parameters:
             raise ConfigError(unknown(prefix + name, [prefix + each for each in parameters]))
-        hint = typing.get_type_hints(target).get(name, Any) if inspect.isclass(target) else Any
-        if not _fits(value, hint):
-            raise ConfigError(f"{prefix}{name} must be {_describe(hint)}, got {value!r}")
+        try:
+            checked[name] = _as(value, hints.get(name, Any))
+        except TypeError:
+            allowed = _describe(hints[name])
+            raise ConfigError(f"{prefix}{name} must be {allowed}, got {value!r}") from None
     missing = [
-        name for name, each in parameters.items() if each.default is each.empty and name not in arguments
+        name for name, each in parameters.items() if each.default is each.empty and name not in checked
     ]
     if missing and not partial:
         raise ConfigError(f"{prefix}{missing[0]} is missing")
+    return checked
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is what an annotation asks for; objects are not looked into."""
+def _as(value: Any, hint: Any) -> Any:
+    """A value from YAML, or an object built from it, as what an annotation asks for; else a TypeError."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in typing.get_args(hint))
+        for each in typing.get_args(hint):
+            with contextlib.suppress(TypeError):
+                return _as(value, each)
+        raise TypeError
+    if hint is float and type(value) is int:
+        return float(value)
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint in (int, str, bool, type(None)):
-        return type(value) is hint
-    # Anything else is an object: a plain value from YAML cannot be one.
-    return hint is Any or not isinstance(value, int | float | str | type(None))
+        fits = value in typing.get_args(hint)
+    elif hint in (int, float, str, bool, type(None)):
+        fits = type(value) is hint
+    else:
+        fits = hint is Any or not inspect.isclass(hint) or isinstance(value, hint)
+    if not fits:
+        raise TypeError
+    return value
 
 
 def _describe(hint: Any) -> str:

@@ -6,13 +6,14 @@ not look at W, so this is the step torch.optim would take. (With weight decay it
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """A frozen dataclass with a learning rate `lr`, a number > 0 or a tensor `(R,)`."""
 

@@ -1,9 +1,10 @@
 """Schedules: what a method's temperature is multiplied by along training. Methods without one ignore them."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A factor on the temperature."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +28,7 @@ class Batch:
     teacher: Teacher
 
 
+@runtime_checkable
 class Task(Protocol):
     """A frozen dataclass with the sizes n, d, k and what else it needs."""
 

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from topkbench.choices import available, conf_dir
+from topkbench.config import build
+
+
+@pytest.fixture(autouse=True)
+def _same_arithmetic_everywhere():
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+def built(group: str, name: str, **changes):
+    """A file of conf/, built as a run builds it; sizes small enough for a test."""
+    from omegaconf import OmegaConf
+
+    sizes = {"n": 6, "d": 5, "k": 2}
+    node = OmegaConf.load(f"{conf_dir()}/{group}/{name}.yaml")
+    config = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(sizes), {group: node}), resolve=True)
+    return build({**config[group], **changes}, group)
+
+
+METHODS = available("method")
+TASKS = available("task")
+OPTIMIZERS = available("optimizer")
