@@ -1,5 +1,6 @@
 """What a method is: a callable that turns one `Step` into a surrogate loss whose gradient is its estimate."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -8,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators import Operator
-from topkbench.operators import _contract as contract
-from topkbench.operators._contract import Part, Temperature
+from topkbench.operators._contract import Part, Temperature, bound
 from topkbench.randomness import Noise
 
 
@@ -57,14 +57,13 @@ class Method(Protocol):
         ...
 
 
-def check_relaxation(operator: object, temperature: Temperature) -> None:
+def check_relaxation(operator: "Operator | functools.partial[Tensor]", temperature: Temperature) -> None:
     """Refuse what is no operator, and a temperature that is not > 0 (a tensor's values are not looked at).
 
     Raises:
         TypeError: not an operator, nor a `functools.partial` of one.
         ValueError: temperature <= 0, infinite or NaN.
     """
-    if not isinstance(contract.bound(operator)[0], Operator):  # type: ignore[arg-type]
-        raise TypeError(f"operator must be one of topkbench.operators, got {operator!r}")
+    bound(operator)
     if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be > 0 and finite, got {temperature}")

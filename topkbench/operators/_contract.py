@@ -103,10 +103,15 @@ def operator(*, has_rows: bool = False, **guarantees: bool) -> Callable[[Callabl
 
 
 def bound(part: "Operator | functools.partial[Tensor]") -> tuple[Operator, dict[str, Any]]:
-    """The operator and its options, from an operator or a `functools.partial` of one (YAML's `_partial_`)."""
-    if isinstance(part, functools.partial):
-        return part.func, dict(part.keywords)  # type: ignore[return-value]
-    return part, {}
+    """The operator and its options, from an operator or a `functools.partial` of one (YAML's `_partial_`).
+
+    Raises:
+        TypeError: neither of them.
+    """
+    whole, options = (part.func, part.keywords) if isinstance(part, functools.partial) else (part, {})
+    if not isinstance(whole, Operator):
+        raise TypeError(f"operator must be one of topkbench.operators, got {whole!r}")
+    return whole, dict(options)
 
 
 def check(scores: Tensor, k: int, temperature: Temperature = 1.0) -> None:
