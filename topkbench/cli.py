@@ -5,6 +5,7 @@ typed are there at once, and drawing costs nothing before training ends.
 """
 
 import datetime
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ def main() -> None:
     """Run what the command line asks for; the exit code is 0 only if all of it was done."""
     asked_for_traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through, and this function words them
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # Hydra would print each glyph it embeds
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
