@@ -116,6 +116,7 @@ def _stop_if_interrupted(path: Path) -> None:
     from topkbench.records import load
 
     if load(path).environment["status"] == "interrupted":
+        print(f"topkbench: interrupted; what was logged is in {path}", file=sys.stderr)
         raise KeyboardInterrupt
 
 

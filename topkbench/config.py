@@ -122,13 +122,22 @@ def _locate(path: Any, where: str) -> Any:
         found = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{where}._target_: {path} cannot be imported: {error.value}") from error
+    if callable(found) and not _has_signature(found):
+        raise ConfigError(f"{where}._target_: {path} does not tell its arguments: give a Python function")
     if found is None:
         module = pydoc.locate(path.rpartition(".")[0])
         names = [f"{path.rpartition('.')[0]}.{name}" for name in getattr(module, "__all__", [])]
-        raise ConfigError(
-            f"{where}._target_: {unknown(path, names, 'object')}" if names else f"{where}: no {path}"
-        )
+        reason = unknown(path, names, "object") if names else f"nothing is called {path}"
+        raise ConfigError(f"{where}._target_: {reason}")
     return found
+
+
+def _has_signature(target: Any) -> bool:
+    try:
+        inspect.signature(target)
+    except ValueError:  # built-in functions, torch's among them
+        return False
+    return True
 
 
 def _checked(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bool = False) -> dict[str, Any]:
@@ -180,7 +189,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         # Tensors come from code: nobody can write one on a command line.
-        return " or ".join(_describe(each) for each in typing.get_args(hint) if each is not Tensor)
+        words = (_describe(each) for each in typing.get_args(hint) if each is not Tensor)
+        return " or ".join(dict.fromkeys(words))
     return names.get(hint, "a group of settings")
 
 

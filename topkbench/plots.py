@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from topkbench.records import replacing
+from topkbench.records import NONE, replacing
 from topkbench.stats import intervals, iqm_interval, log_loss, worst_where_diverged
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches of one column and of both (ICML)
@@ -96,12 +96,8 @@ def looks_of(frame: pd.DataFrame) -> Looks:
     members = (
         frame[["method", "operator", "estimator"]].drop_duplicates().sort_values(["operator", "estimator"])
     )
-    plain = members["estimator"].str.lower().str.replace("_", "") == members["operator"].str.replace("_", "")
-    colours = dict(
-        zip(
-            sorted(set(members["operator"][~plain])), cycle(seaborn.color_palette("colorblind")), strict=False
-        )
-    )
+    relaxations = sorted(set(members["operator"]) - {NONE})
+    colours = dict(zip(relaxations, cycle(seaborn.color_palette("colorblind")), strict=False))
     members = members.assign(colour=[colours.get(name, (0.0, 0.0, 0.0)) for name in members["operator"]])
     looks = {}
     for colour, alike in members.groupby("colour", sort=False):
@@ -189,9 +185,10 @@ def _draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
         lines[str(method)] = line
     ax.margins(x=0)
     _plain_ticks(ax.yaxis)
-    _name(
-        ax, {name: (line[x].iloc[-1], 10 ** line["centre"].iloc[-1]) for name, line in _joined(lines)}, looks
-    )
+    ends = {
+        name: (float(line[x].iloc[-1]), float(10 ** line["centre"].iloc[-1])) for name, line in _joined(lines)
+    }
+    _name(ax, ends, looks)
 
 
 def _joined(lines: Mapping[str, pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
@@ -199,13 +196,17 @@ def _joined(lines: Mapping[str, pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]
     groups: list[list[str]] = []
     centres = {name: line.set_index("step")["centre"] for name, line in lines.items()}
     for name, centre in centres.items():
-        twins = (group for group in groups if (centre - centres[group[0]]).abs().max() < SAME)
+        twins = (group for group in groups if _same(centre, centres[group[0]]))
         group = next(twins, None)
         if group is None:
             groups.append([name])
         else:
             group.append(name)
     return [(" = ".join(group), lines[group[0]]) for group in groups]
+
+
+def _same(one: pd.Series, other: pd.Series) -> bool:
+    return one.index.equals(other.index) and bool((one - other).abs().max() < SAME)
 
 
 def _name(ax: Axes, lines: Mapping[str, tuple[float, float]], looks: Looks) -> None:
@@ -246,8 +247,10 @@ def _plain_ticks(axis: Any) -> None:
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
     axis.set_major_locator(
-        ticker.LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.6 else (1,))
+        ticker.LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.6 else (1,), numticks=20)
     )
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(ticker.LogLocator(subs=range(1, 10)) if decades < 4 else ticker.NullLocator())
+    axis.set_minor_locator(
+        ticker.LogLocator(subs=range(1, 10), numticks=20) if decades < 4 else ticker.NullLocator()
+    )
     axis.set_minor_formatter(ticker.NullFormatter())

@@ -47,10 +47,11 @@ COLUMNS = {
 LOADED = {
     "task": "the file in conf/task",
     "method": "the file in conf/method",
-    "operator": "the method's relaxation, or its own name if it has none",
+    "operator": "the method's relaxation, or none",
     "estimator": "the class of the method",
     "run": "the folder of the record",
 }
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def load(path: Path) -> Run:
     environment = json.loads((path / "environment.json").read_text())
     method = config["method"]
     estimator = method["_target_"].rpartition(".")[2]
-    operator = method.get("operator", {}).get("_target_", environment["method"]).rpartition(".")[2]
+    operator = method.get("operator", {}).get("_target_", NONE).rpartition(".")[2]
     names = {
         "task": environment["task"],
         "method": environment["method"],

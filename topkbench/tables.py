@@ -1,7 +1,9 @@
 """The comparison of methods as a table: of numbers, to read on a terminal, and for a paper."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +31,7 @@ def comparison(summary: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         task, method, then for each column of HEADERS its centre and `_low` and `_high`, the ends of
-        its 95 % interval; seconds of training; replicates; diverged, how many of them.
+        its 95 % interval; seconds of training; replicates; diverged and interrupted, how many of them; steps.
     """
     summary = worst_where_diverged(summary)
     summary = summary.assign(log10_hard_loss=log_loss(summary["hard_loss"]))
@@ -42,6 +44,8 @@ def comparison(summary: pd.DataFrame) -> pd.DataFrame:
         row["seconds"] = group["seconds"].max()
         row["replicates"] = len(group)
         row["diverged"] = int((group["status"] == "diverged").sum())
+        row["interrupted"] = int((group["status"] == "interrupted").sum())
+        row["steps"] = group["step"].max()
         rows.append({**row, "run": run})
     return pd.DataFrame(rows)
 
@@ -56,9 +60,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
                 for centre, high in zip(table[column], table[f"{column}_high"], strict=True)
             ]
     columns["seconds"] = table["seconds"].map("{:.1f}".format)
-    columns["diverged"] = [
-        f"{gone} of {count}" for gone, count in zip(table["diverged"], table["replicates"], strict=True)
-    ]
+    columns["ended"] = [_ended(row) for row in table.to_dict("records")]
     return pd.DataFrame(columns)
 
 
@@ -69,7 +71,8 @@ def text(table: pd.DataFrame) -> str:
         (values,) = strings.to_numpy().tolist()
         return "\n".join(f"{name:<16} {value}" for name, value in zip(strings, values, strict=True))
     # What is the same for all, or stands in the saved tables, gives way to a line that fits a terminal.
-    left_out = [HEADERS["grad_snr"], *([] if table["diverged"].any() else ["diverged"])]
+    plain = table[["diverged", "interrupted"]].to_numpy().sum() == 0
+    left_out = [HEADERS["grad_snr"], *(["ended"] if plain else [])]
     return strings.drop(columns=left_out, errors="ignore").to_string(index=False)
 
 
@@ -103,6 +106,11 @@ def plus_minus(centre: float, half: float) -> str:
     if digits > 6:
         return f"{centre:.2e} ± {half:.1e}"
     return f"{centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
+def _ended(row: Mapping[Any, Any]) -> str:
+    words = [f"{row['diverged']} of {row['replicates']} diverged"] if row["diverged"] else []
+    return ", ".join(words + [f"interrupted at {row['steps']}"] * bool(row["interrupted"])) or "done"
 
 
 def _cells(column: str, values: np.ndarray) -> dict[str, float]:
