@@ -108,13 +108,13 @@ def looks_of(frame: pd.DataFrame) -> Looks:
 
 def by_step(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
     """Interquartile mean of the hard loss against steps, with its 95 % interval."""
-    _draw(ax, _loss(curves), "step", looks)
+    draw(ax, _loss(curves), "step", looks)
     ax.set(xlabel="step", ylabel="hard loss")
 
 
 def by_seconds(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
     """Interquartile mean of the hard loss against seconds of training, with its 95 % interval."""
-    _draw(ax, _loss(curves), "seconds", looks)
+    draw(ax, _loss(curves), "seconds", looks)
     ax.set(xlabel="seconds, all replicates together", ylabel="hard loss")
 
 
@@ -126,7 +126,7 @@ def variance_by_step(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
         return
     zero = curves.groupby("method", sort=False)["grad_variance"].max() == 0
     varying = curves[~curves["method"].map(zero) & (curves["grad_variance"] > 0)]
-    _draw(ax, varying.assign(log10=np.log10(varying["grad_variance"])), "step", looks)
+    draw(ax, varying.assign(log10=np.log10(varying["grad_variance"])), "step", looks)
     if zero.any():
         ax.set_xlabel("step\nexactly 0: " + ", ".join(zero.index[zero]))
 
@@ -170,12 +170,19 @@ def _loss(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(log10=log_loss(frame["hard_loss"]))
 
 
-def _draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
-    """A line with a band for each method on a logarithmic axis, and its name at the end of the line."""
+def draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
+    """A line with a band for each method on a logarithmic axis, and its name at the end of the line.
+
+    Args:
+        ax: Where.
+        frame: With a column `log10`; each value of x is one group of replicates.
+        x: The column along the line.
+        looks: `looks_of`.
+    """
     ax.set_yscale("log")
     lines: dict[str, pd.DataFrame] = {}
     for method, own in frame.groupby("method", sort=False):
-        line = intervals(own, ["step", "seconds"], "log10", iqm_interval)
+        line = intervals(own, [x], "log10", iqm_interval)
         line = line[np.isfinite(line["centre"])]
         if line.empty:
             continue
@@ -194,7 +201,7 @@ def _draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
 def _joined(lines: Mapping[str, pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
     """Curves that lie on each other under one name, "a = b"; the first keeps its place and colour."""
     groups: list[list[str]] = []
-    centres = {name: line.set_index("step")["centre"] for name, line in lines.items()}
+    centres = {name: line["centre"].reset_index(drop=True) for name, line in lines.items()}
     for name, centre in centres.items():
         twins = (group for group in groups if _same(centre, centres[group[0]]))
         group = next(twins, None)
