@@ -2,9 +2,9 @@
 
     python experiments/temperatures.py [OUT]
 
-One batched run a method and task: the grid and the seeds are its replicates. The seeds are none of those the
-other results are made with. Writes temperatures.{csv,md,pdf,png} to OUT (by default results/temperatures). The
-default in conf/method/, one for all relaxations, comes from here.
+One batched run a method and task: the grid and the seeds are its replicates. The seeds are none of those
+the other results are made with. Writes temperatures.{csv,md,pdf,png} to OUT, by default
+results/temperatures. The default in conf/method/, one for all relaxations, comes from here.
 """
 
 import dataclasses

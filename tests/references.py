@@ -62,10 +62,6 @@ def identity(scores: Array, k: int, temperature: float) -> Array:
     return np.stack([scores / temperature / k] * k)
 
 
-def mask(name: str, scores: Array, k: int, temperature: float) -> Array:
-    return selection(name, scores, k, temperature).sum(0)
-
-
 def selection(name: str, scores: Array, k: int, temperature: float) -> Array:
     """The rows of the operator of that name; of one that has only masks, differences of nested masks."""
     reference = globals()[name]
