@@ -42,7 +42,13 @@ def config(method="softmax", task="values", temperature=0.3, **changes):
 
 def save(folder, losses, method="softmax", task="values", started="2026-01-01T00:00:00", **options):
     changes = {key: options.pop(key) for key in ("temperature", "seeds") if key in options}
-    environment = {"task": task, "method": method, "status": "done", "started": started, "command": "typed"}
+    environment = {
+        "task": task,
+        "method": method,
+        "status": "interrupted" if options.get("interrupted") else "done",
+        "started": started,
+        "command": "typed",
+    }
     environment |= {"commit": "abc", "packages": {}, "device": "cpu", "threads": 1}
     name = f"{task}-{method}"
     return records.save(folder, name, config(method, task, **changes), environment, result(losses, **options))

@@ -143,6 +143,14 @@ def test_k_of_each_row(op):
             close(gradient, expected, tol=1e-12)
 
 
+@over(MASK_ONLY)
+@pytest.mark.parametrize(("spread", "power"), [(0.1, 1), (3, 1), (10, 3)])
+def test_solver_converges_on_many_scores(op, spread, power):
+    scores = spread * draw(50, 300) ** power
+    for k in (1, 2, 150, 299):
+        close(op(scores, k).sum(-1), torch.full((50,), k), tol=1e-12)
+
+
 @over(SMOOTH)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_smooth_operators_have_derivatives_at_ties(op, k):
@@ -159,29 +167,29 @@ def test_sparsemax_at_a_kink_has_the_derivative_of_the_flat_side():
     assert torch.equal(jacobian, torch.zeros(3, 3))
 
 
-@pytest.mark.parametrize(
-    "op",
-    [
-        pytest.param(
-            op,
-            id=name,
-            marks=[
-                pytest.mark.xfail(
-                    reason="the centre is rounded, and the root may leave the bracket", strict=True
-                )
-            ]
-            if name == "sparsemax"
-            else [],
-        )
-        for name, op in OPERATORS.items()
-        if op.guarantees.shift_invariant
-    ],
-)
+@over({name: op for name, op in OPERATORS.items() if op.guarantees.shift_invariant})
 def test_large_scores_keep_their_digits(op):
     # In float32, 8192 + j / 1024 is exact, and so are its differences.
     scores = (draw(200, 6) * 100).round().float() / 1024
     for k in (1, 2, 5):
         close(op(scores + 8192, k, 0.05), op(scores, k, 0.05), tol=1e-5)
+
+
+@over(OPERATORS)
+def test_the_temperature_does_not_decide_the_precision(op):
+    scores, temperature = draw(3, 5).float(), torch.full((3, 1), 0.5, dtype=torch.float64)
+    for part in (op, op.selection, op.values):
+        assert part(scores, 2, temperature).dtype == torch.float32
+        close(part(scores, 2, temperature), part(scores, 2, 0.5), tol=1e-6)
+
+
+def test_equal_scores_stay_equal_at_a_low_temperature():
+    mask = topkbench.operators.softmax(torch.zeros(8, dtype=torch.float64), 7, 1e-3)
+    close(mask, torch.full((8,), 7 / 8), tol=1e-12)
+
+
+def test_the_root_is_found_where_the_bracket_has_no_width():
+    close(sparsemax(torch.tensor([10000.2, 10000.1, 9990.0]), 1, 0.01).sum(), torch.tensor(1.0), tol=1e-6)
 
 
 # The hard operators
@@ -267,8 +275,9 @@ def test_bad_scores_or_k(scores, k, error, message):
         (0.0, r"^temperature must be > 0, got 0\.0$"),
         (-1, r"^temperature must be > 0, got -1$"),
         (float("nan"), r"^temperature must be > 0, got nan$"),
-        (torch.ones(4), r"\(\.\.\., 1\) with at most 2 dimensions, got shape \(4,\)$"),
-        (torch.ones(1, 2, 1), r"\(\.\.\., 1\) with at most 2 dimensions, got shape \(1, 2, 1\)$"),
+        (torch.ones(4), r"\(\.\.\., 1\) against scores of shape \(2, 4\), got shape \(4,\)$"),
+        (torch.ones(1, 2, 1), r"against scores of shape \(2, 4\), got shape \(1, 2, 1\)$"),
+        (torch.ones(3, 1), r"against scores of shape \(2, 4\), got shape \(3, 1\)$"),
     ],
 )
 @over(OPERATORS)

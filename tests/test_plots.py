@@ -124,9 +124,23 @@ def test_the_report_writes_all_of_it_and_says_where(runs, tmp_path):
     assert all(stem in text for stem in stems)
 
 
-def test_seaborn_is_not_there_before_training_ends():
-    code = (
-        "import sys, topkbench.cli, topkbench.config, topkbench.train\n"
-        "print([name for name in ('seaborn', 'matplotlib', 'pandas') if name in sys.modules])"
+SPY = """
+import sys
+import topkbench.train
+trained = topkbench.train.train
+def spy(*arguments, **options):
+    result = trained(*arguments, **options)
+    print([name for name in ("seaborn", "matplotlib", "pandas") if name in sys.modules], file=sys.stderr)
+    return result
+topkbench.train.train = spy
+from topkbench.cli import main
+sys.argv = ["topkbench", "+method=hard", "n=6", "d=5", "k=2", "seeds=2", "train.steps=2", "log.test_rows=8"]
+main()
+"""
+
+
+def test_seaborn_is_not_there_before_training_ends(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SPY], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert "[]" in done.stderr.splitlines()

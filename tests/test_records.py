@@ -93,12 +93,28 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path):
     assert run.summary["step"].unique() == [10]
 
 
-def test_one_without_a_log_point_is_no_record_to_compare(tmp_path):
-    from topkbench.train import Result
+def test_a_finished_record_counts_before_a_later_interrupted_one(tmp_path):
+    save(tmp_path, FALLING, started="2026-01-01T00:00:00")
+    save(tmp_path, FALLING[:2], started="2026-01-02T00:00:00", interrupted=True)
+    (run,) = records.find(tmp_path)
+    assert run.summary["step"].max() == 20
 
-    empty = Result([0], synthetic.torch.zeros(1, 2, 2), [], synthetic.torch.tensor([-1]), True)
-    records.save(tmp_path, "x", synthetic.config(), {"started": "1"}, empty)
-    assert records.find(tmp_path) == []
+
+def test_methods_with_equal_settings_are_still_two(tmp_path):
+    for name in ("softmax", "mine"):
+        environment = {"task": "values", "method": name, "status": "done", "started": "1"}
+        records.save(tmp_path, name, synthetic.config(), environment, synthetic.result(FALLING))
+    assert [run.environment["method"] for run in records.find(tmp_path)] == ["mine", "softmax"]
+
+
+def test_runs_are_told_apart_by_what_was_set(tmp_path):
+    for n in (6, 8):
+        config = synthetic.config(n=n)
+        config["task"] = {**config["task"], "n": n}
+        environment = {"task": "values", "method": "softmax", "status": "done", "started": "1"}
+        records.save(tmp_path, "x", config, environment, synthetic.result(FALLING))
+    names = records.together(records.find(tmp_path), "summary")["method"].unique().tolist()
+    assert sorted(names) == ["softmax n=6", "softmax n=8"]
 
 
 def test_the_id_is_of_the_settings_and_not_of_the_place():

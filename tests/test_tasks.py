@@ -8,7 +8,6 @@ from conftest import TASKS, built
 from topkbench.evaluate import evaluate, hard_loss, recall
 from topkbench.methods import Hard
 from topkbench.randomness import Normals
-from topkbench.step import rows_at_once
 from topkbench.tasks import Gate, Mask, Values
 
 
@@ -104,8 +103,7 @@ def test_evaluation_in_pieces_is_evaluation_in_one(monkeypatch):
     task, _, batch, normals = planted("mask")
     W = task.start(normals.child("start"))
     whole = evaluate(Hard(), task, W, batch, normals)
-    monkeypatch.setattr("topkbench.step.BUDGET", 1)
-    assert rows_at_once(task, 3) == 1
+    monkeypatch.setattr("topkbench.evaluate.AT_ONCE", 7)
     pieces = evaluate(Hard(), task, W, batch, normals)
     for column, value in whole.items():
         torch.testing.assert_close(pieces[column], value, rtol=1e-12, atol=1e-14)

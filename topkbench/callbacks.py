@@ -52,6 +52,8 @@ class Check(Callback):
         except Exception as error:
             where = f" (in {' '.join(overrides)})" if overrides else ""
             raise SystemExit(line(error, overrides) + where) from error
+        for file in folder.glob("failed-*.txt"):  # of an earlier sweep into the same folder
+            file.unlink()
         Check.sweep = folder
 
 

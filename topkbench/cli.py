@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from topkbench.callbacks import Check, plain
 from topkbench.choices import conf_dir, described
+from topkbench.diagnose import line
 
 INTERRUPTED = 130
 
@@ -30,37 +31,37 @@ OmegaConf.register_new_resolver("topkbench.choices", described, replace=True)
 
 def main() -> None:
     """Run what the command line asks for; the exit code is 0 only if all of it was done."""
-    asked_for_traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through, and this function words them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through, and diagnose.py words them
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # Hydra would print each glyph it embeds
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = 0
-    try:
-        _run()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except Exception as error:
-        if asked_for_traces:
-            raise
-        from topkbench.diagnose import line
-
-        print(line(error), file=sys.stderr)
-        code = 1
-    finally:
-        # Hydra does not call a sweep's end where a job failed or Ctrl-C was pressed.
-        if Check.sweep is not None:
-            code = _end_sweep(Check.sweep) or code
+    code = _guarded(_run)
+    # Hydra does not call a sweep's end where a job failed or Ctrl-C was pressed.
+    if Check.sweep is not None:
+        folder = Check.sweep
+        code = _guarded(lambda: _end_sweep(folder)) or code
     sys.exit(code)
+
+
+def _guarded(part: Callable[[], int | None]) -> int:
+    """The exit code of a part; where it fails, a line says why."""
+    try:
+        return part() or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        print(line(error), file=sys.stderr)
+        return 1
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _run(config: DictConfig) -> None:
     choices = dict(HydraConfig.get().runtime.choices)
     if HydraConfig.get().mode == RunMode.RUN:
-        from topkbench.records import load
-        from topkbench.report import report
-
         path = _train(plain(config), choices, Path(config.results))
+
+        from topkbench.records import load
+        from topkbench.report import report  # the plotting packages: training is over
+
         print(report(path, [load(path)]))
         _stop_if_interrupted(path)
         return
@@ -70,7 +71,9 @@ def _run(config: DictConfig) -> None:
     except Exception as error:
         # The other jobs go on; the sweep says at its end what failed.
         name = f"{choices['task']}-{choices['method']}"
-        (folder / f"failed-{name}-{HydraConfig.get().job.num}.txt").write_text(traceback.format_exc())
+        (folder / f"failed-{name.replace('/', '-')}-{HydraConfig.get().job.num}.txt").write_text(
+            traceback.format_exc()
+        )
         print(f"topkbench: {name} failed: {error}", file=sys.stderr)
         return
     _stop_if_interrupted(path)
@@ -86,6 +89,7 @@ def _train(config: dict[str, Any], choices: Mapping[str, Any], folder: Path) -> 
 
     experiment = reader.read(config)
     name = f"{choices['task']}-{choices['method']}"
+    told = {"task": choices["task"], "method": choices["method"], **environment(experiment.device)}
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     result = train(
         experiment.method,
@@ -99,13 +103,13 @@ def _train(config: dict[str, Any], choices: Mapping[str, Any], folder: Path) -> 
         dtype=getattr(torch, experiment.dtype),
         progress=name,
     )
-    told = {
-        "task": choices["task"],
-        "method": choices["method"],
+    if not result.points:
+        print(f"topkbench: {name}: interrupted before anything was logged", file=sys.stderr)
+        raise KeyboardInterrupt
+    told |= {
         "status": "interrupted" if result.interrupted else "done",
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
-        **environment(experiment.device),
     }
     from topkbench.records import save
 

@@ -153,6 +153,9 @@ def _checked(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bo
         try:
             checked[name] = _as(value, hints.get(name, Any))
         except TypeError:
+            lacks = _lacks(value, hints[name])
+            if lacks:
+                raise ConfigError(f"{prefix}{name}: {type(value).__name__} lacks {lacks}") from None
             allowed = _describe(hints[name])
             raise ConfigError(f"{prefix}{name} must be {allowed}, got {value!r}") from None
     missing = [
@@ -181,6 +184,16 @@ def _as(value: Any, hint: Any) -> Any:
     if not fits:
         raise TypeError
     return value
+
+
+def _lacks(value: Any, protocol: Any) -> str:
+    """The members of a protocol that an object does not have; nothing for a plain value."""
+    if not getattr(protocol, "_is_protocol", False) or isinstance(
+        value, int | float | str | list | type(None)
+    ):
+        return ""
+    members = [name for name in {**protocol.__annotations__, **vars(protocol)} if not name.startswith("_")]
+    return ", ".join(name for name in members if not hasattr(value, name))
 
 
 def _describe(hint: Any) -> str:

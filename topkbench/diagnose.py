@@ -1,7 +1,11 @@
 """One line for whatever went wrong: what was given, what is allowed, and the nearest that is."""
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,13 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 from topkbench.choices import GROUPS, ConfigError, available, conf_dir, unknown
 
 SWEEP = ("-m", "--multirun")
+TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"  # as the person set it: the command line sets it too
 
 
 def line(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """The line for an error of a run with these overrides, by default those of the command line.
 
-    After this Hydra is no longer initialized: the process is about to end.
+    Shows the traceback first where HYDRA_FULL_ERROR=1 asks for it. After this Hydra is no longer
+    initialized: the process is about to end.
     """
+    if TRACES:
+        traceback.print_exception(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return f"topkbench: {_of_overrides(overrides or sys.argv[1:]) or _shortened(error)}"
     if isinstance(error, ConfigError | OSError):
@@ -30,11 +38,9 @@ def line(error: BaseException, overrides: Sequence[str] = ()) -> str:
 
 def _of_overrides(arguments: Sequence[str]) -> str | None:
     """The first override that cannot be, as a line; None if it is not to be found here."""
-    if any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments):
-        return None  # choices from elsewhere: Hydra knows them, this function does not
     overrides = []
     for argument in arguments:
-        if argument.startswith("-"):
+        if argument.startswith("-") or argument in _folders(arguments):
             continue
         if "=" not in argument and not argument.startswith("~"):
             return f"cannot read {argument!r}: a setting is typed as name=value"
@@ -44,15 +50,16 @@ def _of_overrides(arguments: Sequence[str]) -> str | None:
             return f"cannot read {argument!r}: {_shortened(error)}"
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return _of_choices(overrides, arguments) or _of_keys(overrides)
+        return _of_choices(overrides, arguments) or _of_keys(overrides, _folders(arguments))
 
 
 def _of_choices(overrides: list[Override], arguments: Sequence[str]) -> str | None:
     for override in overrides:
         group = override.key_or_group
         for choice in _choices(override) if group in GROUPS else []:
-            if choice not in available(group):
-                return unknown(choice, available(group), group)
+            there = [*available(group), *_own(group, _folders(arguments))]
+            if choice not in there:
+                return unknown(choice, there, group)
         if override.is_sweep_override() and not set(SWEEP) & set(arguments):
             return f"{override.input_line}: several values are a sweep: put -m before the settings"
     groups = [override.key_or_group for override in overrides if override.key_or_group in GROUPS]
@@ -60,20 +67,34 @@ def _of_choices(overrides: list[Override], arguments: Sequence[str]) -> str | No
     return f"{twice} is given twice" if twice else None
 
 
-def _of_keys(overrides: list[Override]) -> str | None:
+def _of_keys(overrides: list[Override], folders: list[str]) -> str | None:
     """The keys of several methods are taken to be those of the first one."""
     chosen = [
         f"{'+' if group == 'method' else ''}{group}={_choices(override)[0]}"
         for override in overrides
         if (group := override.key_or_group) in GROUPS and group != "experiment" and _choices(override)
     ]
-    keys = _flat(compose("config", chosen))
+    path = ",".join(f"file://{Path(folder).resolve()}" for folder in folders)
+    keys = _flat(compose("config", [*chosen, f"hydra.searchpath=[{path}]"]))
     for override in overrides:
         key = override.key_or_group
         if key not in (*keys, *GROUPS) and key.partition(".")[0] != "hydra":
             siblings = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
             return unknown(key, [name for name in siblings if "._" not in name])
     return None
+
+
+def _folders(arguments: Sequence[str]) -> list[str]:
+    """What was given by --config-dir."""
+    flags = ("--config-dir", "-cd")
+    after = [after for flag, after in pairwise(arguments) if flag in flags]
+    return after + [
+        argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")
+    ]
+
+
+def _own(group: str, folders: list[str]) -> list[str]:
+    return [file.stem for folder in folders for file in Path(folder, group).glob("*.yaml")]
 
 
 def _choices(override: Override) -> list[str]:

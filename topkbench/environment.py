@@ -44,12 +44,17 @@ def command_line() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from, with + if it was changed since; None outside one."""
-    here = str(Path(__file__).resolve().parent)
+    """The commit of the checkout this package runs from, or None outside one.
+
+    A + says that the package or conf/ was changed since.
+    """
+    package = Path(__file__).resolve().parent
+    here = str(package.parent)
     if _git(here, "ls-files", "--error-unmatch", __file__) is None:
         return None  # installed from a wheel, perhaps below somebody else's checkout
     head = _git(here, "rev-parse", "HEAD")
-    return head if head is None else head + ("+" if _git(here, "status", "--porcelain", "-uno") else "")
+    changed = _git(here, "status", "--porcelain", "--", package.name, "conf")
+    return head and head + ("+" if changed else "")
 
 
 def _git(folder: str, *arguments: str) -> str | None:

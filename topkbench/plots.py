@@ -119,14 +119,17 @@ def by_seconds(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
 
 
 def variance_by_step(ax: Axes, curves: pd.DataFrame, looks: Looks) -> None:
-    """Interquartile mean of the gradient variance against steps; a variance of exactly 0 is written out."""
+    """Interquartile mean of the gradient variance against steps; a variance of exactly 0 is written out.
+
+    Diverged replicates are left out from where they were given up.
+    """
     ax.set(xlabel="step", ylabel="gradient variance")
     if "grad_variance" not in curves:
         ax.text(0.5, 0.5, "not measured (log.samples=0)", transform=ax.transAxes, ha="center", fontsize=SMALL)
         return
     zero = curves.groupby("method", sort=False)["grad_variance"].max() == 0
-    varying = curves[~curves["method"].map(zero) & (curves["grad_variance"] > 0)]
-    draw(ax, varying.assign(log10=np.log10(varying["grad_variance"])), "step", looks)
+    varying = curves[~curves["method"].map(zero) & (curves["diverged"] == 0)]
+    draw(ax, varying.assign(log10=log_loss(varying["grad_variance"])), "step", looks)
     if zero.any():
         ax.set_xlabel("step\nexactly 0: " + ", ".join(zero.index[zero]))
 
@@ -193,15 +196,16 @@ def draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
     ax.margins(x=0)
     _plain_ticks(ax.yaxis)
     ends = {
-        name: (float(line[x].iloc[-1]), float(10 ** line["centre"].iloc[-1])) for name, line in _joined(lines)
+        name: (float(line[x].iloc[-1]), float(10 ** line["centre"].iloc[-1]))
+        for name, line in _joined(lines, x)
     }
     _name(ax, ends, looks)
 
 
-def _joined(lines: Mapping[str, pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
+def _joined(lines: Mapping[str, pd.DataFrame], x: str) -> list[tuple[str, pd.DataFrame]]:
     """Curves that lie on each other under one name, "a = b"; the first keeps its place and colour."""
     groups: list[list[str]] = []
-    centres = {name: line["centre"].reset_index(drop=True) for name, line in lines.items()}
+    centres = {name: line.set_index(x)["centre"] for name, line in lines.items()}
     for name, centre in centres.items():
         twins = (group for group in groups if _same(centre, centres[group[0]]))
         group = next(twins, None)

@@ -84,13 +84,14 @@ class _Stream:
             for seed in seeds
         ]
         self.shape, self.device = shape, device
-        self.ahead = self._draw(0)
+        self.ahead, self.chunk = self._draw(0), 1
 
     def take(self, count: int) -> Tensor:
         short = count - len(self.ahead)
         if short > 0:
             size = max(1, len(self.generators) * int(np.prod(self.shape)))
-            self.ahead = torch.cat([self.ahead, self._draw(max(short, AHEAD // size))])
+            self.chunk = min(2 * self.chunk, max(1, AHEAD // size))  # short runs do not draw for long ones
+            self.ahead = torch.cat([self.ahead, self._draw(max(short, self.chunk))])
         taken, self.ahead = self.ahead[:count], self.ahead[count:]
         return taken
 

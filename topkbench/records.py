@@ -99,6 +99,7 @@ def save(
     Returns:
         The record's own folder; its name ends in -2, -3, ... where the plain one is taken.
     """
+    name = name.replace("/", "-")  # a choice in a folder of its own
     folder.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     try:
@@ -122,14 +123,12 @@ def curves(result: Result) -> pd.DataFrame:
         frame = pd.DataFrame(ids)
         frame["diverged"] = diverged.int().numpy()
         frames.append(frame.assign(**{name: column.numpy() for name, column in columns.items()}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True)
 
 
 def summary(result: Result) -> pd.DataFrame:
     """One row for each replicate: its last log point."""
     table = curves(result)
-    if table.empty:
-        return table
     last = table[table["step"] == table["step"].max()].drop(columns="diverged").reset_index(drop=True)
     diverged = (result.diverged_at >= 0).numpy()
     last.insert(2, "status", "interrupted" if result.interrupted else "done")
@@ -162,21 +161,15 @@ def load(path: Path) -> Run:
 
 
 def find(folder: Path) -> list[Run]:
-    """The records in `folder` and below, by task and method; of equal configurations the newest.
+    """The records in `folder` and below, by task and method.
 
-    A record without a log point (interrupted before the first) is left out.
+    Of a configuration that was run more than once, the newest that was not interrupted.
     """
-    newest: dict[str, Run] = {}
-    for file in sorted(folder.rglob("summary.csv")):
-        if file.parent.name.startswith(".") or not file.read_text().strip():
-            continue
-        run = load(file.parent)
-        before = newest.get(identity(run.config))
-        if before is None or before.environment["started"] <= run.environment["started"]:
-            newest[identity(run.config)] = run
-    return sorted(
-        newest.values(), key=lambda run: (run.environment["task"], run.environment["method"], run.path)
-    )
+    files = [file for file in folder.rglob("summary.csv") if not file.parent.name.startswith(".")]
+    runs = [load(file.parent) for file in files]
+    runs.sort(key=lambda run: (run.environment["status"] == "done", run.environment["started"]))
+    newest = {(run.environment["task"], run.environment["method"], identity(run.config)): run for run in runs}
+    return [newest[key] for key in sorted(newest)]
 
 
 def together(runs: Sequence[Run], table: str) -> pd.DataFrame:
@@ -200,9 +193,18 @@ def _names(runs: Sequence[Run]) -> list[str]:
     for key, own in zip(keys, flat, strict=True):
         others = [config for other, config in zip(keys, flat, strict=True) if other == key]
         told = sorted(name for name in own if any(config.get(name) != own[name] for config in others))
-        settings = ", ".join(f"{name.rpartition('.')[2]}={own[name]}" for name in told if name != "results")
+        # A task's n, d and k are those of the root.
+        told = [
+            name for name in told if name != "results" and name.removeprefix("task.") not in {*told} - {name}
+        ]
+        settings = ", ".join(_setting(name, own[name]) for name in told)
         names.append(f"{key[1]} {settings}".strip())
     return names
+
+
+def _setting(name: str, value: str) -> str:
+    *_, group, last = ["", *name.split(".")]
+    return f"{group}={value.rpartition('.')[2]}" if last == "_target_" else f"{last}={value}"
 
 
 def _claim(staged: Path, wanted: Path) -> Path:

@@ -18,19 +18,27 @@ def report(folder: Path, runs: Sequence[records.Run]) -> str:
     """
     curves, summary = (records.together(runs, name) for name in ("curves", "summary"))
     table = tables.comparison(summary)
-    written = tables.write(table, folder, "table", caption(runs))
+    tables.write(table, folder, "table", caption(runs))
     sheets = {
         "convergence": lambda: plots.convergence(curves),
         "gradient_variance": lambda: plots.gradient_variance(curves),
         "final_loss": lambda: plots.final_loss(summary),
     }
     for stem, draw in tqdm(sheets.items(), desc="figures", leave=False, delay=1):
-        written += plots.save(draw(), folder, stem, provenance(runs))
-    names = [path.name for run in runs[:1] if run.path == folder for path in sorted(folder.glob("*.[jcy]*"))]
-    stems = [f"{stem}.{{pdf,png}}" for stem in sheets]
-    files = [*(name for name in names if name not in {p.name for p in written}), "table.{csv,md,tex}", *stems]
+        plots.save(draw(), folder, stem, provenance(runs))
     note = textwrap.fill(tables.NOTE, 100)
-    return f"\n{tables.text(table)}\n\n{note}\n\n{folder}/\n    " + "\n    ".join(files)
+    return f"\n{tables.text(table)}\n\n{note}\n\n{folder}/\n{_listing(folder)}"
+
+
+def _listing(folder: Path) -> str:
+    """The files of a folder, one stem a line: `table.{csv,md,tex}`."""
+    endings: dict[str, list[str]] = {}
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        endings.setdefault(file.stem, []).append(file.suffix[1:])
+    return "\n".join(
+        f"    {stem}.{those[0]}" if len(those) == 1 else f"    {stem}.{{{','.join(those)}}}"
+        for stem, those in endings.items()
+    )
 
 
 def provenance(runs: Sequence[records.Run]) -> dict[str, object]:
@@ -59,8 +67,10 @@ def caption(runs: Sequence[records.Run]) -> str:
     }
     facts = []
     for words, path in shared.items():
-        values = {str(functools.reduce(lambda node, key: node[key], path, run.config)) for run in runs}
-        if len(values) == 1:
-            value = values.pop()
+        values = {
+            str(functools.reduce(lambda node, key: node.get(key, {}), path, run.config)) for run in runs
+        }
+        value = values.pop()
+        if not values and value != "{}":
             facts.append(words.format(value.rpartition(".")[2] if path[-1] == "_target_" else value))
     return ", ".join(facts) + "."

@@ -50,7 +50,7 @@ def iqm_interval(values: ArrayLike) -> Interval:
 
 
 def log_loss(loss: pd.Series) -> pd.Series:
-    """log10 of a loss, at least FLOOR."""
+    """log10 of a loss or a variance, at least FLOOR."""
     return np.log10(loss.clip(lower=FLOOR))
 
 

@@ -1,6 +1,7 @@
 """The comparison of methods as a table: of numbers, to read on a terminal, and for a paper."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ HEADERS = {
 }
 NOTE = (
     "log10 hard loss: interquartile mean over replicates; the other columns: mean; ± half a 95 % interval "
-    "(trimmed t, t). rows: share of the rows of W that ever got a gradient. Held-out rows, hard top-k."
+    "(trimmed t, t). rows: share of the rows of W that ever got a gradient. Held-out rows, hard top-k. "
+    "A diverged replicate counts as the worst loss, and not in the other columns."
 )
 BOLD = "Bold: the interval overlaps that of the lowest log10 hard loss of the task."
 
@@ -38,9 +40,11 @@ def comparison(summary: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (task, method, run), group in summary.groupby(["task", "method", "run"], sort=False):
         row = {"task": task, "method": method}
+        alive = group[group["status"] != "diverged"]
         for column in HEADERS:
             if column in group:
-                row |= _cells(column, group[column].to_numpy(float))
+                counted = group if column.endswith("hard_loss") else alive
+                row |= _cells(column, counted[column].to_numpy(float))
         row["seconds"] = group["seconds"].max()
         row["replicates"] = len(group)
         row["diverged"] = int((group["status"] == "diverged").sum())
@@ -94,7 +98,7 @@ def best(table: pd.DataFrame) -> pd.Series:
     """Which rows are not told apart from the lowest log10 hard loss of their task."""
     low, high = table["log10_hard_loss_low"], table["log10_hard_loss_high"]
     low, high = low.fillna(table["log10_hard_loss"]), high.fillna(table["log10_hard_loss"])
-    lowest = table.groupby("task")["log10_hard_loss"].transform("idxmin")
+    lowest = table.fillna({"log10_hard_loss": np.inf}).groupby("task")["log10_hard_loss"].transform("idxmin")
     return (low <= high[lowest].to_numpy()) & np.isfinite(table["log10_hard_loss"])
 
 
@@ -158,4 +162,5 @@ def _tex(string: str) -> str:
         ("&", r"\&"),
     ):
         string = string.replace(plain, escaped)
+    string = re.sub(r"e([+-])0?(\d+)", lambda e: rf" \cdot 10^{{{e[1].lstrip('+')}{e[2]}}}", string)
     return f"${string.replace('$', '')}$" if r"$\pm$" in string and string[0] in "-0123456789" else string

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from topkbench.schedules import Constant, Schedule
 from topkbench.step import at_temperature, gradient
 from topkbench.tasks import Task
 
-EXPLODED = 1e6  # a loss this many times the first one will not come back
+EXPLODED = 1e6  # a loss this many times the first one (or 1, if that is smaller) will not come back
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Training:
 
     def __post_init__(self) -> None:
         _at_least(self, steps=0, batch=1)
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be > 0, or null for none, got {self.clip}")
+        if self.clip is not None and not 0 < self.clip < float("inf"):
+            raise ValueError(f"clip must be > 0 and finite, or null for none, got {self.clip}")
 
 
 @dataclass(frozen=True)
@@ -196,21 +197,25 @@ class _Loop:
         loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise)
         norm = grad.flatten(1).norm(dim=1)
         if step == 0:
-            self.worst = EXPLODED * loss
-        alive = self.diverged_at < 0
-        gone = alive & ~(norm.isfinite() & (loss <= self.worst))  # a NaN loss compares false
-        self.diverged_at = torch.where(gone, step, self.diverged_at)
-        alive &= ~gone
+            self.worst = EXPLODED * loss.abs().clamp(min=1)
+        alive = self.give_up(~(norm.isfinite() & (loss <= self.worst)), step)  # a NaN loss compares false
         if self.training.clip is not None:
             grad = grad * (self.training.clip / norm.clamp(min=self.training.clip))[:, None, None]
         self.touched |= (grad != 0).any(-1) & alive[:, None]
         self.W = torch.where(alive[:, None, None], self.stepper(self.W, grad), self.W)
+
+    def give_up(self, gone: Bool[Tensor, " R"], step: int) -> Bool[Tensor, " R"]:
+        """Mark those that have just diverged; returns which are still alive."""
+        self.diverged_at = torch.where((self.diverged_at < 0) & gone, step, self.diverged_at)
+        return self.diverged_at < 0
 
     @torch.no_grad()
     def observe(self, step: int) -> dict[str, Tensor]:
         """Every metric column at the present W: `(R,)` each."""
         method = self.method_at(step)
         columns = evaluate(method, self.task, self.W, self.test, self.normals.child("evaluate", step))
+        if step == self.training.steps:  # no further step would notice that the last one went wrong
+            self.give_up(~(columns["relaxed_loss"] <= self.worst), step)
         columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
         if self.logging.samples:
             columns |= gradients.measure(

@@ -60,7 +60,7 @@ class Operator:
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
     ) -> Float[Tensor, "*rows n"]:
         """The relaxed mask of each row of scores."""
-        check(scores, k, temperature)
+        temperature = _prepared(scores, k, temperature)
         output = self.function(scores, k, temperature, **options)
         return output.sum(-2) if self.has_rows else output
 
@@ -72,7 +72,7 @@ class Operator:
         An operator that yields only masks gives `P_j = mask(k=j) - mask(k=j-1)`; for the threshold
         operators these rows are non-negative and sum to 1.
         """
-        check(scores, k, temperature)
+        temperature = _prepared(scores, k, temperature)
         if self.has_rows:
             return self.function(scores, k, temperature, **options)
         masks = self._nested(scores, k, temperature, **options)
@@ -82,7 +82,7 @@ class Operator:
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
     ) -> Float[Tensor, "*rows k"]:
         """The relaxed j-th largest score `<P_j, scores>`, j = 1..k."""
-        check(scores, k, temperature)
+        temperature = _prepared(scores, k, temperature)
         column = scores.unsqueeze(-1)
         if self.has_rows:
             return (self.function(scores, k, temperature, **options) @ column).squeeze(-1)
@@ -132,10 +132,22 @@ def check(scores: Tensor, k: int, temperature: Temperature = 1.0) -> None:
         raise ValueError(f"k must be in [1, {n}] for {n} scores, got {k}")
     if isinstance(temperature, Tensor):
         # Its values are not looked at: that would make an accelerator wait for the CPU at every step.
-        if temperature.dim() and (temperature.dim() > scores.dim() or temperature.shape[-1] != 1):
+        if temperature.dim() and not _broadcasts(temperature.shape, (*scores.shape[:-1], 1)):
             raise ValueError(
-                f"temperature must be a scalar or broadcast over rows, (..., 1) with at most "
-                f"{scores.dim()} dimensions, got shape {tuple(temperature.shape)}"
+                f"temperature must be a scalar or broadcast over rows: (..., 1) against scores of shape "
+                f"{tuple(scores.shape)}, got shape {tuple(temperature.shape)}"
             )
     elif not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+
+
+def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
+    if len(shape) > len(onto):
+        return False
+    return all(size in (1, target) for size, target in zip(shape[::-1], onto[::-1], strict=False))
+
+
+def _prepared(scores: Tensor, k: int, temperature: Temperature) -> Temperature:
+    """The temperature, checked, in the precision of the scores: it must not decide that of the mask."""
+    check(scores, k, temperature)
+    return temperature.to(scores.dtype) if isinstance(temperature, Tensor) else temperature

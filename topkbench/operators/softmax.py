@@ -27,10 +27,13 @@ def _split(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_rest(v: Tensor) -> Tensor:
-    """log(1 - softmax(v)): for the maximum as a ratio of sums, since its softmax may round to 1."""
-    top, others = _split(v)
+    """log(1 - softmax(v)): where that is above 1/2 as a ratio of sums, since it may round to 1."""
+    _, others = _split(v)
     total = v.logsumexp(-1, keepdim=True)
-    return torch.where(top, others.logsumexp(-1, keepdim=True) - total, torch.log1p(-(others - total).exp()))
+    a = (v - total).exp()
+    # Not at the maximum as such: equal scores must stay equal, or 1 / temperature blows up their difference.
+    most = a > 0.5
+    return torch.where(most, others.logsumexp(-1, keepdim=True) - total, torch.log1p(-a.masked_fill(most, 0)))
 
 
 def _log_rest_vjp(v: Tensor, grad: Tensor) -> Tensor:

@@ -50,16 +50,22 @@ UNIFORM = Kernel(
 )
 
 
-def _centre(scores: Tensor, k: int | Tensor) -> Tensor:
-    """Halfway between the k-th and the (k+1)-th score, (..., 1); the k-th where there is no other."""
+def _centred(scores: Tensor, k: int | Tensor) -> Tensor:
+    """The scores less the point halfway between the k-th and the (k+1)-th (the k-th, where it is the last).
+
+    The two come out as the same number with opposite signs, to the last bit, however large the scores: the
+    bracket leaves no room for a centre that was rounded.
+    """
     n = scores.shape[-1]
     if isinstance(k, int):
-        top = scores.topk(min(k + 1, n), dim=-1).values
-        return (top[..., k - 1 : k] + top[..., -1:]) / 2
-    ranked = scores.sort(dim=-1, descending=True).values
-    ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), n)
-    rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
-    return (ranked.gather(-1, rank - 1) + ranked.gather(-1, rank.clamp(max=n - 1))) / 2
+        top = scores.detach().topk(min(k + 1, n), dim=-1).values
+        kth, following = top[..., k - 1 : k], top[..., -1:]
+    else:
+        ranked = scores.detach().sort(dim=-1, descending=True).values
+        ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), n)
+        rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
+        kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=n - 1))
+    return (scores - kth) + (kth - following) / 2
 
 
 def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
@@ -115,8 +121,7 @@ class _Threshold(torch.autograd.Function):
 
 
 def _threshold(scores: Tensor, k: int | Tensor, temperature: Temperature, kernel: Kernel) -> Tensor:
-    # Centred before it is divided, so that large scores and small temperatures lose no digits.
-    return _Threshold.apply((scores - _centre(scores.detach(), k)) / temperature, k, kernel)
+    return _Threshold.apply(_centred(scores, k) / temperature, k, kernel)
 
 
 @operator()

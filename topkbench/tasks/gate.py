@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +41,12 @@ class Gate(Planted):
         return half_squared_error(part * batch.teacher["c"].unsqueeze(-2), batch.target)
 
     def distance(self, matched: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
-        """`|a W - W*| / |W*|`, rows centred, at the factor a >= 0 where it is least: in [0, 1]."""
+        """`|a W - W*| / |W*|`, rows centred, at the factor a >= 0 where it is least: in [0, 1].
+
+        NaN where k = n: W is then not identifiable.
+        """
+        if self.k == self.n:  # everything is kept, whatever W is
+            return matched.new_full((len(matched),), torch.nan)
         centred, target = (w - w.mean(-2, keepdim=True) for w in (matched, teacher["W"]))
         size = centred.square().sum((1, 2), keepdim=True)
         a = (centred * target).sum((1, 2), keepdim=True).clamp(min=0) / size.clamp(min=1e-30)
