@@ -174,6 +174,14 @@ def test_the_same_seeds_give_the_same_numbers():
     assert torch.equal(run().W, run().W)
 
 
+def test_all_methods_see_the_same_data_and_the_same_start():
+    first, second = (run(method, "mask", training=Training(0, 8)) for method in ("hard", "entropic"))
+    assert torch.equal(first.W, second.W)
+    one, other = first.points[0][2], second.points[0][2]
+    for name in ("hard_loss", "recall", "distance"):
+        assert torch.equal(one[name], other[name])
+
+
 def test_rows_that_were_never_selected_never_got_a_gradient():
     """k = 1: at each step at most the 2 rows of the batch's winners are touched."""
     task = built("task", "values", n=50, k=1)
