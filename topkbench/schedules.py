@@ -23,8 +23,8 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Exponential:
-    """From 1 to `end`, by the same ratio at every step.
+class _To:
+    """From 1 to `end`.
 
     Attributes:
         end: The factor at the last step, > 0.
@@ -33,31 +33,21 @@ class Exponential:
     end: float
 
     def __post_init__(self) -> None:
-        _check(self.end)
+        if not 0 < self.end < float("inf"):
+            raise ValueError(f"end must be > 0 and finite, got {self.end}")
+
+
+class Exponential(_To):
+    """From 1 to `end`, > 0, by the same ratio at every step."""
 
     def __call__(self, done: float) -> float:
         """`end ** done`."""
         return self.end**done
 
 
-@dataclass(frozen=True)
-class Linear:
-    """From 1 to `end`, by the same difference at every step.
-
-    Attributes:
-        end: The factor at the last step, > 0.
-    """
-
-    end: float
-
-    def __post_init__(self) -> None:
-        _check(self.end)
+class Linear(_To):
+    """From 1 to `end`, > 0, by the same difference at every step."""
 
     def __call__(self, done: float) -> float:
         """`1 + (end - 1) done`."""
         return 1 + (self.end - 1) * done
-
-
-def _check(end: float) -> None:
-    if not 0 < end < float("inf"):
-        raise ValueError(f"end must be > 0 and finite, got {end}")

@@ -57,13 +57,24 @@ class Method(Protocol):
         ...
 
 
-def check_relaxation(operator: "Operator | functools.partial[Tensor]", temperature: Temperature) -> None:
-    """Refuse what is no operator, and a temperature that is not > 0 (a tensor's values are not looked at).
+@dataclass(frozen=True)
+class OfOperator:
+    """What methods that go through an operator share.
+
+    Attributes:
+        operator: Any of `topkbench.operators`, or a `functools.partial` of one with its options.
+        temperature: > 0; a tensor `(R, 1, 1)` gives each replicate its own (its values are not looked at).
 
     Raises:
-        TypeError: not an operator, nor a `functools.partial` of one.
+        TypeError: operator is neither of the two.
         ValueError: temperature <= 0, infinite or NaN.
     """
-    bound(operator)
-    if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
+
+    operator: Operator | functools.partial
+    temperature: Temperature = 1.0
+    stochastic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        bound(self.operator)
+        if not isinstance(self.temperature, Tensor) and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be > 0 and finite, got {self.temperature}")

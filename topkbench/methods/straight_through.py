@@ -1,39 +1,26 @@
 """Straight-through: the hard top-k forward, an operator's vector-Jacobian product backward."""
 
-import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.methods._contract import Step, check_relaxation
-from topkbench.operators import Operator, hard_mask, hard_selection
-from topkbench.operators._contract import Temperature, bound
+from topkbench.methods._contract import OfOperator, Step
+from topkbench.operators import hard_mask, hard_selection
+from topkbench.operators._contract import bound
 
 
 @dataclass(frozen=True)
-class StraightThrough:
+class StraightThrough(OfOperator):
     """One rule for every operator: `hard + (soft - soft.detach())`, on the mask or on the selection P.
 
     The values are `v = P q`, so that their gradient has the hard part `P^T g` and the part that flows
     through the choice. With `topkbench.operators.identity` it is the plain straight-through estimator.
 
-    Attributes:
-        operator: Any of `topkbench.operators`, or a `functools.partial` of one with its options.
-        temperature: > 0; a tensor `(R, 1, 1)` gives each replicate its own.
-
     Source: Bengio, Leonard & Courville 2013, section 4; with a relaxation's derivative in place of the
     identity, Jang, Gu & Poole 2017, "Categorical Reparameterization with Gumbel-Softmax", section 2.2
     (without the noise).
     """
-
-    operator: Operator | functools.partial
-    temperature: Temperature = 1.0
-    stochastic: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_relaxation(self.operator, self.temperature)
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
         """The hard loss, with the relaxation's gradient."""
