@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -26,6 +26,9 @@ class Step:
         loss: The task's loss of that part, per row: `(R, B)`.
         noise: `noise(name, *shape)` draws standard normals `(R, *shape)`, each replicate from its own
             generator; one name for each draw of a step.
+        memory: What a method keeps from one training step to the next: tensors `(R, ...)` by name, read and
+            replaced in place (`step.memory["beta"] = ...`). Empty at the first step; where a gradient is
+            only looked at, a copy.
     """
 
     W: Float[Tensor, "R n d"]
@@ -35,6 +38,17 @@ class Step:
     wants: Part
     loss: Callable[[Tensor], Float[Tensor, "R B"]]
     noise: Noise
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, part: Float[Tensor, "*part"]) -> Float[Tensor, "*losses"]:
+        """The loss per row of a mask `(*s, R, B, n)` or, where values are wanted, of a selection.
+
+        Args:
+            part: The mask, or the selection `(*s, R, B, k, n)`; axes in front are samples.
+        """
+        if self.wants == "values":
+            part = (part @ self.scores.unsqueeze(-1)).squeeze(-1)
+        return self.loss(part)
 
 
 @runtime_checkable

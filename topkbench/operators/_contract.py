@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Temperature = float | Tensor
 Part = Literal["mask", "values"]
+LIMIT = 8 << 30  # bytes; no single tensor of an operator may be larger
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Guarantees:
         shift_invariant: Adding a constant to all scores of a row changes nothing.
         hard_limit: As the temperature goes to 0 the mask goes to the hard one.
         sparse: The mask has exact zeros away from the threshold.
+        uniform_limit: As the temperature goes to infinity every entry of the mask goes to k/n.
+        infinite: One score of -inf is never taken, one of +inf always, and gradients stay finite.
+        rows_sum_to_1: Each row of the selection is non-negative and sums to 1.
+        twice: The second derivative is that of the first (double backward).
     """
 
     sums_to_k: bool = True
@@ -32,6 +37,25 @@ class Guarantees:
     shift_invariant: bool = True
     hard_limit: bool = True
     sparse: bool = False
+    uniform_limit: bool = True
+    infinite: bool = True
+    rows_sum_to_1: bool = True
+    twice: bool = True
+
+
+@dataclass(frozen=True)
+class About:
+    """What the table of methods says.
+
+    Attributes:
+        family: Which operators are its kin.
+        cost: Time for one row of n scores, and memory where that is more than n.
+        source: Authors and year.
+    """
+
+    family: str = ""
+    cost: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +66,17 @@ class Operator:
         function: `(scores, k, temperature)` -> mask `(..., n)`, or rows `(..., k, n)` where `has_rows`.
             A mask function also takes k as a tensor that broadcasts with the leading dimensions.
         guarantees: What the mask promises.
-        has_rows: Whether `function` yields the selection; else rows are differences of nested masks.
+        has_rows: Whether `function` yields the selection, row j whatever k; else rows are differences of
+            nested masks.
+        streamed: The mask of an operator that has rows, where it can be had without all rows at once.
+        about: What the table of methods says of it.
     """
 
     function: Callable[..., Tensor]
     guarantees: Guarantees
     has_rows: bool = False
+    streamed: Callable[..., Tensor] | None = None
+    about: About = About()
 
     def __post_init__(self) -> None:
         # help(entropic) shows the function; object's setattr, as the dataclass is frozen.
@@ -57,12 +86,27 @@ class Operator:
         object.__setattr__(self, "__wrapped__", self.function)
 
     def __call__(
-        self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
+        self,
+        scores: Float[Tensor, "*rows n"],
+        k: int | Int[Tensor, "*ks"],
+        temperature: Temperature = 1.0,
+        **options: Any,
     ) -> Float[Tensor, "*rows n"]:
-        """The relaxed mask of each row of scores."""
-        temperature = _prepared(scores, k, temperature)
-        output = self.function(scores, k, temperature, **options)
-        return output.sum(-2) if self.has_rows else output
+        """The relaxed mask of each row of scores; a tensor k `(...)` gives each row its own.
+
+        A tensor k broadcasts with the leading dimensions. Its values are looked at on the CPU alone.
+        """
+        temperature = prepared(scores, k, temperature)
+        if isinstance(k, int):
+            if self.streamed is not None:
+                return self.streamed(scores, k, temperature, **options)
+            output = self.function(scores, k, temperature, **options)
+            return output.sum(-2) if self.has_rows else output
+        if not self.has_rows:
+            return self.function(scores, k, temperature, **options)
+        rows = self.function(scores, int(k.max()), temperature, **options)
+        taken = torch.arange(rows.shape[-2], device=k.device) < k.unsqueeze(-1)
+        return (rows * taken.unsqueeze(-1).to(rows.dtype)).sum(-2)
 
     def selection(
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
@@ -72,7 +116,7 @@ class Operator:
         An operator that yields only masks gives `P_j = mask(k=j) - mask(k=j-1)`; for the threshold
         operators these rows are non-negative and sum to 1.
         """
-        temperature = _prepared(scores, k, temperature)
+        temperature = prepared(scores, k, temperature)
         if self.has_rows:
             return self.function(scores, k, temperature, **options)
         masks = self._nested(scores, k, temperature, **options)
@@ -82,7 +126,7 @@ class Operator:
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
     ) -> Float[Tensor, "*rows k"]:
         """The relaxed j-th largest score `<P_j, scores>`, j = 1..k."""
-        temperature = _prepared(scores, k, temperature)
+        temperature = prepared(scores, k, temperature)
         column = scores.unsqueeze(-1)
         if self.has_rows:
             return (self.function(scores, k, temperature, **options) @ column).squeeze(-1)
@@ -97,9 +141,18 @@ class Operator:
         return self.function(scores.unsqueeze(-2), counts, temperature, **options)
 
 
-def operator(*, has_rows: bool = False, **guarantees: bool) -> Callable[[Callable[..., Tensor]], Operator]:
-    """Declare a function an operator, with what it guarantees (the fields of `Guarantees`)."""
-    return lambda function: Operator(function, Guarantees(**guarantees), has_rows)
+def operator(
+    *,
+    has_rows: bool = False,
+    streamed: Callable[..., Tensor] | None = None,
+    family: str = "",
+    cost: str = "",
+    source: str = "",
+    **guarantees: bool,
+) -> Callable[[Callable[..., Tensor]], Operator]:
+    """Declare a function an operator: what it guarantees (the fields of `Guarantees`), what it is (`About`)."""
+    about = About(family, cost, source)
+    return lambda function: Operator(function, Guarantees(**guarantees), has_rows, streamed, about)
 
 
 def bound(part: "Operator | functools.partial[Tensor]") -> tuple[Operator, dict[str, Any]]:
@@ -114,7 +167,7 @@ def bound(part: "Operator | functools.partial[Tensor]") -> tuple[Operator, dict[
     return whole, dict(options)
 
 
-def check(scores: Tensor, k: int, temperature: Temperature = 1.0) -> None:
+def check(scores: Tensor, k: int | Tensor, temperature: Temperature = 1.0) -> None:
     """Refuse what no operator can answer.
 
     Raises:
@@ -126,9 +179,11 @@ def check(scores: Tensor, k: int, temperature: Temperature = 1.0) -> None:
     if scores.dim() < 1:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
     n = scores.shape[-1]
-    if not isinstance(k, int) or isinstance(k, bool):
+    if isinstance(k, Tensor):
+        _check_counts(k, scores)
+    elif not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"k must be an int, got {k!r}")
-    if not 1 <= k <= n:
+    elif not 1 <= k <= n:
         raise ValueError(f"k must be in [1, {n}] for {n} scores, got {k}")
     if isinstance(temperature, Tensor):
         # Its values are not looked at: that would make an accelerator wait for the CPU at every step.
@@ -141,13 +196,46 @@ def check(scores: Tensor, k: int, temperature: Temperature = 1.0) -> None:
         raise ValueError(f"temperature must be > 0, got {temperature}")
 
 
+def _check_counts(k: Tensor, scores: Tensor) -> None:
+    n = scores.shape[-1]
+    if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+        raise TypeError(f"k must be an int or a tensor of whole numbers, got {k.dtype}")
+    if not _broadcasts(k.shape, scores.shape[:-1]):
+        raise ValueError(
+            f"k must broadcast over rows: (...) against scores of shape {tuple(scores.shape)}, "
+            f"got shape {tuple(k.shape)}"
+        )
+    if _readable(k) and k.numel() and not 1 <= k.min() <= k.max() <= n:
+        raise ValueError(f"k must be in [1, {n}] for {n} scores, got {int(k.min())} to {int(k.max())}")
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers can be looked at without making an accelerator or a transformation wait."""
+    transformed = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.device.type == "cpu" and not transformed
+
+
+def check_size(numbers: int, like: Tensor, what: str) -> None:
+    """Refuse a tensor that would not fit.
+
+    Raises:
+        ValueError: `numbers` of the dtype of `like` take more than LIMIT bytes.
+    """
+    size = numbers * like.element_size()
+    if size > LIMIT:
+        raise ValueError(
+            f"{what} of scores {tuple(like.shape)} takes {size / 2**30:.1f} GiB, "
+            f"and the limit is {LIMIT / 2**30:.0f} GiB"
+        )
+
+
 def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
     if len(shape) > len(onto):
         return False
     return all(size in (1, target) for size, target in zip(shape[::-1], onto[::-1], strict=False))
 
 
-def _prepared(scores: Tensor, k: int, temperature: Temperature) -> Temperature:
+def prepared(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Temperature:
     """The temperature, checked, in the precision of the scores: it must not decide that of the mask."""
     check(scores, k, temperature)
     return temperature.to(scores.dtype) if isinstance(temperature, Tensor) else temperature
