@@ -28,6 +28,8 @@ class Guarantees:
         uniform_limit: As the temperature goes to infinity every entry of the mask goes to k/n.
         infinite: One score of -inf is never taken, one of +inf always, and gradients stay finite.
         rows_sum_to_1: Each row of the selection is non-negative and sums to 1.
+        ties: Equal scores get equal entries in every row of the selection.
+        gradient: The gradient is the derivative; else a part of it is held constant on purpose.
         twice: The second derivative is that of the first (double backward).
     """
 
@@ -40,6 +42,8 @@ class Guarantees:
     uniform_limit: bool = True
     infinite: bool = True
     rows_sum_to_1: bool = True
+    ties: bool = True
+    gradient: bool = True
     twice: bool = True
 
 
@@ -68,7 +72,8 @@ class Operator:
         guarantees: What the mask promises.
         has_rows: Whether `function` yields the selection, row j whatever k; else rows are differences of
             nested masks.
-        streamed: The mask of an operator that has rows, where it can be had without all rows at once.
+        streamed: The mask of an operator that has rows, where it can be had without all rows at once; it
+            takes a tensor k as well.
         about: What the table of methods says of it.
     """
 
@@ -97,9 +102,9 @@ class Operator:
         A tensor k broadcasts with the leading dimensions. Its values are looked at on the CPU alone.
         """
         temperature = prepared(scores, k, temperature)
+        if self.streamed is not None:
+            return self.streamed(scores, k, temperature, **options)
         if isinstance(k, int):
-            if self.streamed is not None:
-                return self.streamed(scores, k, temperature, **options)
             output = self.function(scores, k, temperature, **options)
             return output.sum(-2) if self.has_rows else output
         if not self.has_rows:
@@ -150,7 +155,7 @@ def operator(
     source: str = "",
     **guarantees: bool,
 ) -> Callable[[Callable[..., Tensor]], Operator]:
-    """Declare a function an operator: what it guarantees (the fields of `Guarantees`), what it is (`About`)."""
+    """Declare a function an operator: what it guarantees (`Guarantees`) and what it is (`About`)."""
     about = About(family, cost, source)
     return lambda function: Operator(function, Guarantees(**guarantees), has_rows, streamed, about)
 
@@ -205,11 +210,11 @@ def _check_counts(k: Tensor, scores: Tensor) -> None:
             f"k must broadcast over rows: (...) against scores of shape {tuple(scores.shape)}, "
             f"got shape {tuple(k.shape)}"
         )
-    if _readable(k) and k.numel() and not 1 <= k.min() <= k.max() <= n:
+    if readable(k) and k.numel() and not 1 <= k.min() <= k.max() <= n:
         raise ValueError(f"k must be in [1, {n}] for {n} scores, got {int(k.min())} to {int(k.max())}")
 
 
-def _readable(tensor: Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """Whether a tensor's numbers can be looked at without making an accelerator or a transformation wait."""
     transformed = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return tensor.device.type == "cpu" and not transformed

@@ -20,15 +20,32 @@ def hard_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*row
     return scores.topk(k, dim=-1).values
 
 
-def hard_mask(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows n"]:
+def hard_mask(scores: Float[Tensor, "*rows n"], k: int | Tensor) -> Float[Tensor, "*out n"]:
     """Ones on the k largest scores, zeros elsewhere; exactly k ones also at ties. A constant for autograd.
+
+    Its derivative is 0 wherever no two scores tie for ranks k and k+1, and that is what autograd gets.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: In [1, n]; a tensor that broadcasts with the leading dimensions gives each row its own.
 
     Raises:
         ValueError: k outside [1, n].
     """
     check(scores, k)
-    index = scores.detach().topk(k, dim=-1).indices
-    return torch.zeros_like(scores, requires_grad=False).scatter(-1, index, 1.0)
+    return kept(scores, k)
+
+
+def kept(scores: Tensor, k: int | Tensor) -> Tensor:
+    """`hard_mask` unchecked: a tensor k may have more rows than the scores."""
+    scores = scores.detach()
+    if isinstance(k, int):
+        index = scores.topk(k, dim=-1).indices
+        return torch.zeros_like(scores).scatter(-1, index, 1.0)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    taken = (torch.arange(scores.shape[-1], device=scores.device) < k.unsqueeze(-1)).to(scores.dtype)
+    order = order.expand(torch.broadcast_shapes(order.shape, taken.shape))
+    return torch.zeros_like(order, dtype=scores.dtype).scatter(-1, order, taken.expand(order.shape))
 
 
 def hard_selection(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k n"]:

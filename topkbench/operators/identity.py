@@ -1,12 +1,30 @@
 """The identity in place of a mask: what the plainest straight-through estimator sends gradients through."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
 
 
-@operator(has_rows=True, sums_to_k=False, bounded=False, shift_invariant=False, hard_limit=False)
+def _whole(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:  # noqa: ARG001
+    return scores / temperature
+
+
+@operator(
+    has_rows=True,
+    streamed=_whole,
+    sums_to_k=False,
+    bounded=False,
+    shift_invariant=False,
+    hard_limit=False,
+    uniform_limit=False,
+    rows_sum_to_1=False,
+    infinite=False,
+    family="identity",
+    cost="n",
+    source="Bengio, Léonard & Courville 2013",
+)
 def identity(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows k n"]:
@@ -32,3 +50,56 @@ def identity(
     the shares are ours.
     """
     return (scores / (k * temperature)).unsqueeze(-2).expand(*scores.shape[:-1], k, scores.shape[-1])
+
+
+def _projected(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:  # noqa: ARG001
+    # Equal scores are 0 to the last bit, and a size within [1, sqrt(n)] neither over- nor underflows.
+    centred = scores - scores.detach().amax(-1, keepdim=True)
+    centred = centred - centred.mean(-1, keepdim=True)
+    largest = centred.detach().abs().amax(-1, keepdim=True)
+    flat = largest == 0
+    unit = torch.where(flat, 0, centred / torch.where(flat, 1, largest))
+    size = torch.where(flat, 1, unit.square().sum(-1, keepdim=True)).sqrt()
+    return unit / size / temperature
+
+
+@operator(
+    has_rows=True,
+    streamed=_projected,
+    sums_to_k=False,
+    bounded=False,
+    hard_limit=False,
+    uniform_limit=False,
+    infinite=False,
+    rows_sum_to_1=False,
+    family="identity",
+    cost="n",
+    source="Sahoo et al. 2023",
+)
+def projected_identity(
+    scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
+) -> Float[Tensor, "*rows k n"]:
+    """The scores, centred and of norm 1; its vector-Jacobian product is that of the projection.
+
+        c = (s - mean s) / |s - mean s|,      g  ->  P(g - c <c, g>) / |s - mean s|,    P g = g - mean g
+
+    What shifts or scales all scores alike, and so does not change the top-k, gets no gradient: under a
+    straight-through estimator the scores do not drift, and there is no hyper-parameter to choose.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many rows share c, in [1, n].
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`; here no more than a divisor.
+
+    Returns:
+        The selection `(..., k, n)`: k equal shares `c / (k * temperature)`. Where all scores are equal, 0 and
+        without a gradient.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Source: Sahoo et al. 2023, "Backpropagation through Combinatorial Algorithms: Identity with Projection
+    Works", section 3.3. Differs: the shares; noise, where it is wanted, is the estimator's.
+    """
+    rows = _projected(scores, k, temperature) / k
+    return rows.unsqueeze(-2).expand(*scores.shape[:-1], k, scores.shape[-1])

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
 
+FAR = 1e18  # beyond every score, and still finite when it is divided by a low temperature twice
+
 
 def _split(v: Tensor) -> tuple[Tensor, Tensor]:
     """Where the maximum is (one place, also at ties), and v without it."""
@@ -76,7 +78,20 @@ class _Successive(torch.autograd.Function):
         return grad_v, grad_rate, None
 
 
-@operator(has_rows=True, bounded=False, monotone=False)
+def _centred(scores: Tensor) -> Tensor:
+    """The scores less their maximum, so that large equal scores keep their digits; FAR stands for +inf."""
+    top = scores.detach().amax(-1, keepdim=True)
+    return (scores - top.masked_fill(top == torch.inf, 0)).clamp(max=FAR)
+
+
+@operator(
+    has_rows=True,
+    bounded=False,
+    monotone=False,
+    family="softmax",
+    cost="k n, memory k n",
+    source="Xie & Ermon 2019",
+)
 def softmax(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows k n"]:
@@ -102,7 +117,71 @@ def softmax(
     taken is pushed down in units of the scores, so `softmax(c s, k, c temperature)` depends on c.
     """
     rate = torch.as_tensor(1 / temperature, dtype=scores.dtype, device=scores.device)
-    # A common shift changes nothing, and large equal scores keep their digits.
-    centred = scores - scores.detach().amax(-1, keepdim=True)
-    path: Tensor = _Successive.apply(centred * rate, rate, k)
+    path: Tensor = _Successive.apply(_centred(scores) * rate, rate, k)
     return path.softmax(-1)
+
+
+@operator(
+    has_rows=True,
+    bounded=False,
+    hard_limit=False,
+    infinite=False,
+    family="softmax",
+    cost="k n, memory k n",
+    source="Plötz & Roth 2018",
+)
+def n3(
+    scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
+) -> Float[Tensor, "*rows k n"]:
+    """Successive softmax with the temperature applied once: `v_{j+1} = v_j + log(1 - a_j)`.
+
+    What is taken is pushed down in units of the temperature, by no more than it stands above the rest: two
+    scores that are far above the others share the first two rows, and a low temperature does not make every
+    row hard.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n].
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The selection `(..., k, n)`: each row in (0, 1) and summing to 1. An entry of the mask may exceed 1.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: k passes over the scores one after the other, and k n numbers kept for the backward pass.
+
+    Source: Plötz & Roth 2018, "Neural Nearest Neighbors Networks", as their published code has it; the paper
+    divides by the temperature at each step, and is then `softmax`. Differs: log(1 - a) is exact.
+    """
+    centred = _centred(scores) / temperature
+    path: Tensor = _Successive.apply(centred, torch.ones_like(centred[..., :1]), k)
+    return path.softmax(-1)
+
+
+@operator(bounded=False, hard_limit=False, infinite=False, family="softmax", cost="n", source="folklore")
+def scaled_softmax(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """K times the softmax: `k softmax(s / temperature)`.
+
+    The naive baseline. At a low temperature it goes to k times the argmax and not to the hard mask.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: In [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, k), sum k. All rows of the selection are the same.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one softmax.
+
+    Source: folklore.
+    """
+    count = k.unsqueeze(-1) if isinstance(k, Tensor) else k
+    return count * (_centred(scores) / temperature).softmax(-1)

@@ -1,130 +1,20 @@
-"""Threshold operators: m_i = F(u_i - t) with u = scores / temperature and t such that sum_i m_i = k.
+"""Threshold operators: m_i = F(s_i / temperature - t) with t such that sum_i m_i = k, one for each F.
 
-F is a distribution function, symmetric about 0. Implicit differentiation of `sum F = k` gives one
-vector-Jacobian product for the whole family,
-
-    g  ->  a * (g - <a, g> / <a, 1>),     a = F'(F^-1(m)),  a function of the mask alone,
-
-so the backward pass needs nothing but the output, and is itself differentiable.
-
-Where t lies. Shift the scores so that u_(k) + u_(k+1) = 0. If F' is log-concave then, whatever they are,
-
-    -Q(k / (k+1))  <=  t  <=  Q((n-k) / (n-k+1)),     Q = F^-1.
-
-(Upper end: at t = e the k-th score alone is short of 1 by F(e - h), h = half the gap, and the n-k
-scores below are over 0 by at most (n-k) F(-e - h); log-concavity makes the ratio of the two at least its
-value at h = 0, and that is n-k at e = Q((n-k)/(n-k+1)).) The bracket does not depend on the scores or the
-temperature, so a fixed, small number of safeguarded Newton steps is enough at any scale, and no step
-has to ask an accelerator whether it is done.
+The solver, the vector-Jacobian product they share and its derivation are in `_threshold.py`, the F in
+`_kernels.py`.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
+from topkbench.operators._kernels import Cauchy, Exponential, Gaussian, Laplace, Logistic, Power
+from topkbench.operators._threshold import threshold
+
+FAMILY, COST = "threshold", "n, 3 to 5 passes"
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A distribution function F, its density as a function of the mask, its quantile function."""
-
-    cdf: Callable[[Tensor], Tensor]
-    density: Callable[[Tensor], Tensor]
-    quantile: Callable[[Tensor], Tensor]
-    steps: int
-
-
-MARGIN = 1.01
-LOGISTIC = Kernel(torch.sigmoid, lambda m: m * (1 - m), torch.logit, steps=11)
-UNIFORM = Kernel(
-    lambda u: (u + 0.5).clamp(0, 1),
-    lambda m: ((m > 0) & (m < 1)).to(m.dtype),
-    lambda p: p - 0.5,
-    steps=12,
-)
-
-
-def _centred(scores: Tensor, k: int | Tensor) -> Tensor:
-    """The scores less the point halfway between the k-th and the (k+1)-th (the k-th, where it is the last).
-
-    The two come out as the same number with opposite signs, to the last bit, however large the scores: the
-    bracket leaves no room for a centre that was rounded.
-    """
-    n = scores.shape[-1]
-    if isinstance(k, int):
-        top = scores.detach().topk(min(k + 1, n), dim=-1).values
-        kth, following = top[..., k - 1 : k], top[..., -1:]
-    else:
-        ranked = scores.detach().sort(dim=-1, descending=True).values
-        ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), n)
-        rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
-        kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=n - 1))
-    return (scores - kth) + (kth - following) / 2
-
-
-def _solve(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
-    """The threshold t of each row, (..., 1), for u with centre 0: Newton steps that fall back to bisection.
-
-    The steps solve `Q(mean F(u - t)) = Q(k / n)` rather than `sum F(u - t) = k`: the same root, but in t
-    nearly a straight line when the scores lie close together, where the other form crawls.
-    """
-    n = u.shape[-1]
-    target = torch.as_tensor(k, dtype=u.dtype, device=u.device).unsqueeze(-1)
-    # A little wider than the proof asks, so that rounding cannot push a root at an end outside.
-    low = -MARGIN * kernel.quantile(target / (target + 1)) + torch.zeros_like(u[..., :1])
-    high = MARGIN * kernel.quantile((n - target) / (n - target + 1)) + torch.zeros_like(low)
-    t = torch.zeros_like(low)
-    for _ in range(kernel.steps):
-        mask = kernel.cdf(u - t)
-        excess = mask.sum(-1, keepdim=True) - target
-        low = torch.where(excess >= 0, t, low)
-        high = torch.where(excess <= 0, t, high)
-        mean = mask.mean(-1, keepdim=True)
-        gap = kernel.quantile(mean) - kernel.quantile(target / n)
-        step = t + gap * n * kernel.density(mean) / kernel.density(mask).sum(-1, keepdim=True)
-        t = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-    return t
-
-
-class _Threshold(torch.autograd.Function):
-    """u -> F(u - t), with the family's vector-Jacobian product."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor, k: int | Tensor, kernel: Kernel) -> Tensor:
-        t = _solve(u, k, kernel)
-        full = k == u.shape[-1]  # no (k+1)-th score: everything is taken
-        t = torch.where(torch.as_tensor(full, device=u.device).unsqueeze(-1), -math.inf, t)
-        return kernel.cdf(u - t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u, _, ctx.kernel = inputs
-        ctx.shape = u.shape
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        a = ctx.kernel.density(mask)
-        total = a.sum(-1, keepdim=True)
-        # A mask that is hard to the last bit has a = 0: its gradient is 0, not 0/0.
-        mean = (a * grad).sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
-        return (a * (grad - mean)).sum_to_size(ctx.shape), None, None
-
-
-def _threshold(scores: Tensor, k: int | Tensor, temperature: Temperature, kernel: Kernel) -> Tensor:
-    return _Threshold.apply(_centred(scores, k) / temperature, k, kernel)
-
-
-@operator()
+@operator(family=FAMILY, cost=COST, source="Amos, Koltun & Kolter 2019 (LML); Xie et al. 2020 (SOFT)")
 def entropic(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -135,7 +25,7 @@ def entropic(
 
     Args:
         scores: `(..., n)`, floating point.
-        k: How many to take, in [1, n].
+        k: How many to take, in [1, n]; a tensor gives each row its own.
         temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
 
     Returns:
@@ -144,15 +34,99 @@ def entropic(
     Raises:
         ValueError: k or temperature out of range.
 
-    Cost: one top-(k+1) and 11 passes over the scores.
+    Cost: one top-(k+1), then 3 to 5 passes over the scores.
 
-    Source: Amos, Koltun & Kolter 2019, "The Limited Multi-Label Projection Layer", eq. (4). Differs: the
-    bracket does not depend on the scores, Newton steps inside it, no tolerance and so no early stop.
+    Source: Amos, Koltun & Kolter 2019, "The Limited Multi-Label Projection Layer", eq. (4); it is also what
+    the Sinkhorn iterations of Xie et al. 2020 converge to. Differs: the bracket does not depend on the
+    scores, Newton steps inside it, no tolerance to set.
     """
-    return _threshold(scores, k, temperature, LOGISTIC)
+    return threshold(scores, k, temperature, Logistic())
 
 
-@operator(sparse=True)
+@operator(family=FAMILY, cost=COST, source="Struski, Bednarczyk, Podolak & Tabor 2025")
+def lapsum(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Laplace threshold with sum k (LapSum): F is the distribution function of the Laplace law.
+
+    `m_i = e^u / 2` where `u = s_i / temperature - t` is below 0, `1 - e^-u / 2` above.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`; the alpha of the source.
+
+    Returns:
+        The mask `(..., n)` in (0, 1), sum k; once differentiable, with a kink in the derivative at 1/2.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1), then 3 to 5 passes over the scores.
+
+    Source: Struski, Bednarczyk, Podolak & Tabor 2025, "LapSum - One Method to Differentiate Them All".
+    Differs: the threshold by Newton steps, where the source sorts all scores and solves a quadratic.
+    """
+    return threshold(scores, k, temperature, Laplace())
+
+
+@operator(family=FAMILY, cost=COST, source="this project")
+def gaussian(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Gaussian threshold with sum k: F is the normal distribution function. Lighter tails than `entropic`.
+
+    The deterministic companion of Gaussian perturbation: item i is taken where `s_i + temperature * Z_i`
+    exceeds one common threshold, in the mean over Z.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1), sum k; smooth.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1), then about 3 passes over the scores with an error function, which is several times
+    as dear as a sigmoid; the backward pass takes the normal quantile of the mask.
+
+    Source: this project; no publication of it was found.
+    """
+    return threshold(scores, k, temperature, Gaussian())
+
+
+@operator(family=FAMILY, cost=COST, source="this project; kernel of Petersen et al. 2022")
+def cauchy(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Cauchy threshold with sum k: tails so heavy that a gradient reaches scores far from the threshold.
+
+    `m_i = atan(s_i / temperature - t) / pi + 1/2`.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1), sum k; smooth. It goes to the hard mask only as fast as
+        n temperature / gap.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1), then 3 to 6 passes over the scores with an arc tangent.
+
+    Source: this project; the kernel is that of the Cauchy swaps of Petersen, Borgelt, Kuehne & Deussen 2022,
+    "Monotonic Differentiable Sorting Networks".
+    """
+    return threshold(scores, k, temperature, Cauchy())
+
+
+@operator(sparse=True, family=FAMILY, cost=COST, source="Martins & Astudillo 2016; Malaviya et al. 2018")
 def sparsemax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -164,7 +138,7 @@ def sparsemax(
 
     Args:
         scores: `(..., n)`, floating point.
-        k: How many to take, in [1, n].
+        k: How many to take, in [1, n]; a tensor gives each row its own.
         temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
 
     Returns:
@@ -173,10 +147,102 @@ def sparsemax(
     Raises:
         ValueError: k or temperature out of range.
 
-    Cost: one top-(k+1) and 12 passes over the scores.
+    Cost: one top-(k+1), then 3 to 7 passes over the scores.
 
     Source: Martins & Astudillo 2016, "From Softmax to Sparsemax", eq. (2) at k = 1; Malaviya, Ferreira &
     Martins 2018, "Sparse and Constrained Attention", for the cap. Differs: threshold by safeguarded Newton
     steps instead of sorting; the derivative at a kink is that of the flat side.
     """
-    return _threshold(scores, k, temperature, UNIFORM)
+    return threshold(scores, k, temperature, Power(1))
+
+
+@operator(sparse=True, family=FAMILY, cost=COST, source="Peters, Niculae & Martins 2019")
+def entmax(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, alpha: float = 1.5
+) -> Float[Tensor, "*out n"]:
+    """alpha-entmax with the entries capped at 1 and sum k; at k = 1 exactly alpha-entmax.
+
+    `m_i = clip((alpha - 1) s_i / temperature - t, 0, 1)^(1 / (alpha - 1))`; alpha = 2 is `sparsemax`, and
+    alpha -> 1 goes to a constrained softmax.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+        alpha: In (1, 2]. The smaller, the smoother at 0 and the denser; 1.5 is the source's entmax15.
+
+    Returns:
+        The mask `(..., n)` in [0, 1], sum k, sparse.
+
+    Raises:
+        ValueError: k, temperature or alpha out of range.
+
+    Cost: one top-(k+1), then 4 to 8 passes over the scores.
+
+    Source: Peters, Niculae & Martins 2019, "Sparse Sequence-to-Sequence Models", eq. (8), without the cap
+    at k = 1. Differs: capped, sum k; Newton steps instead of sorting or bisection.
+    """
+    if not 1 < alpha <= 2:
+        raise ValueError(f"alpha must be in (1, 2], got {alpha}")
+    return threshold(scores, k, temperature / (alpha - 1), Power(1 / (alpha - 1)))
+
+
+@operator(sparse=True, family=FAMILY, cost=COST, source="Sander et al. 2023")
+def pnorm(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, p: float = 4 / 3
+) -> Float[Tensor, "*out n"]:
+    """Sparse top-k mask with p-norm regularisation: `clip(s / temperature - t, 0, 1)^(1 / (p - 1))`, sum k.
+
+    The map of `entmax` with alpha = p and its temperature divided by p - 1; p = 2 is `sparsemax`.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`; the lambda of the source.
+        p: In (1, 2]; the source's default is 4/3.
+
+    Returns:
+        The mask `(..., n)` in [0, 1], sum k, sparse; at p = 4/3 smooth where an entry reaches 0, with a kink
+        where it reaches 1.
+
+    Raises:
+        ValueError: k, temperature or p out of range.
+
+    Cost: one top-(k+1), then 4 to 10 passes over the scores.
+
+    Source: Sander, Puigcerver, Djolonga, Peyre & Blondel 2023, "Fast, Differentiable and Sparse Top-k: a
+    Convex Analysis Perspective", section 4. Differs: Newton steps for the threshold, where the source pools
+    adjacent violators after a sort, or runs Dykstra's projections.
+    """
+    if not 1 < p <= 2:
+        raise ValueError(f"p must be in (1, 2], got {p}")
+    return threshold(scores, k, temperature, Power(1 / (p - 1)))
+
+
+@operator(family=FAMILY, cost=COST, source="Martins & Kreutzer 2017; Ainslie et al. 2023 (CoLT5)")
+def csoftmax(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Constrained softmax: `min(1, exp(s / temperature - t))` with sum k; at k = 1 exactly softmax.
+
+    Solves `max_m <m, s> - temperature * sum(m log m)` subject to `0 <= m <= 1, sum m = k`. What is taken for
+    certain is exactly 1, and no gradient reaches it; below that it is a softmax.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1], sum k.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1), then 3 to 10 passes over the scores.
+
+    Source: Martins & Kreutzer 2017, "Learning What's Easy: Fully Differentiable Neural Easy-First Taggers",
+    section 4 (with cap 1 and sum k). It is the fixed point of the coordinate descent in Ainslie et al. 2023,
+    "CoLT5", whose 20 to 50 iterations stop short of it. Differs: exact, by Newton steps.
+    """
+    return threshold(scores, k, temperature, Exponential())

@@ -1,0 +1,212 @@
+"""The threshold family: m_i = F(u_i - t) with u = scores / temperature and t such that sum_i m_i = k.
+
+F is a distribution function. Implicit differentiation of `sum F = k` gives one vector-Jacobian product for
+the whole family,
+
+    g  ->  h = a * (g - <a, g> / <a, 1>) / temperature,     a = F'(F^-1(m)),  a function of the mask alone,
+
+and `-<h, scores> / temperature` for the temperature. So the backward pass needs nothing but the output, and
+is itself differentiable.
+
+Where t lies. Shift the scores so that u_(k) = h and u_(k+1) = -h. Whatever F is,
+
+    -h - Q(k / (k+1))  <=  t  <=  h - Q(1 / (n-k+1)),     Q = F^-1:
+
+at the upper end the k-th score alone is short of 1 by (n-k) / (n-k+1), and each of the n-k scores below
+is over 0 by at most 1 / (n-k+1); at the lower end likewise. A kernel may know better (`kernels.py`).
+Safeguarded Newton steps within the bracket solve `Q(mean F(u - t)) = Q(k / n)` rather than
+`sum F(u - t) = k`: the same root, but in t nearly a straight line when the scores lie close together, where
+the other form crawls.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from topkbench.operators._contract import Temperature, readable
+
+FEW = 16  # scores: plain Newton steps are as good there
+FREE = 4  # steps without bisection: nearly all rows need no more
+STEPS = 16  # with it; where nobody may look at the numbers, all of them are made
+
+
+class Kernel(Protocol):
+    """A distribution function F."""
+
+    smooth: bool
+    """Whether a Newton step from nearby squares the error; else it is exact on one linear piece."""
+
+    def cdf_(self, v: Tensor) -> Tensor:
+        """F(v), in the memory of v."""
+
+    def density(self, mask: Tensor) -> Tensor:
+        """F'(F^-1(mask)), differentiable."""
+
+    def moments_(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum F(v) and sum F'(v) of each row, `(..., 1)`; v is overwritten."""
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """F^-1."""
+
+    def bracket(self, k: Tensor, n: int, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Where t lies, half the gap between the k-th and the (k+1)-th score being `half`."""
+
+    def start(self, low: Tensor, high: Tensor) -> Tensor:
+        """The first t to try."""
+
+
+def centred(scores: Tensor, k: int | Tensor, *, moving: bool = False) -> tuple[Tensor, Tensor]:
+    """The scores less the point halfway between the k-th and the (k+1)-th, and half the gap of the two.
+
+    Where k = n the k-th stands for both. The two come out as the same number with opposite signs, to the
+    last bit, however large the scores. A row whose k-th score is infinite keeps its order. The point in the
+    middle is held constant unless it is `moving`.
+    """
+    n, source = scores.shape[-1], scores if moving else scores.detach()
+    if isinstance(k, int):
+        top = source.topk(min(k + 1, n), dim=-1).values
+        kth, following = top[..., k - 1 : k], top[..., -1:]
+    else:
+        most = min(int(k.max()) + 1, n) if readable(k) and k.numel() else n
+        ranked = source.topk(most, dim=-1).values
+        ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), most)
+        rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
+        kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=most - 1))
+    largest = torch.finfo(scores.dtype).max / 8
+    kth, following = kth.clamp(-largest, largest), following.clamp(-largest, largest)
+    half = (kth - following) / 2
+    return (scores - kth).add_(half), half
+
+
+def filled_where_all(rows: Tensor, k: int | Tensor, value: float, n: int | None = None) -> Tensor:
+    """The rows, but `value` where k = n: there is no (k+1)-th score, and everything is taken."""
+    n = rows.shape[-1] if n is None else n
+    if isinstance(k, Tensor):
+        return rows.masked_fill((k == n).unsqueeze(-1), value)
+    return rows.masked_fill(torch.ones_like(rows, dtype=torch.bool), value) if k == n else rows
+
+
+def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
+    """The threshold t of each row, (..., 1), for centred u."""
+    n, look = u.shape[-1], readable(u)
+    target: float | Tensor = float(k) if isinstance(k, int) else k.unsqueeze(-1).to(u.dtype)
+    low, high = kernel.bracket(torch.as_tensor(target, dtype=u.dtype, device=u.device), n, half)
+    eps = torch.finfo(u.dtype).eps
+    near = eps**0.5 if kernel.smooth else 16 * eps
+    rounding = eps * (k if isinstance(k, int) else 1)
+    v = torch.empty_like(u) if look else None
+    goal = kernel.quantile(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if n > FEW else None
+    t = kernel.start(low, high)
+    for step in range(FREE + STEPS):
+        total, slope = kernel.moments_(torch.sub(u, t, out=v) if look else u - t)
+        # A total that is right to rounding stays: the slope of a hard mask is rounding too.
+        excess = torch.nn.functional.hardshrink(total - target, rounding)
+        newton = t + _newton(total, slope, excess, goal, n, kernel)
+        if step < FREE:
+            proposed = torch.fmax(torch.fmin(newton, high), low)
+        else:
+            low = torch.where(excess >= 0, t, low)
+            high = torch.where(excess <= 0, t, high)
+            proposed = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+        moved, t = proposed - t, proposed
+        if look and step > 0 and not (moved.abs_() > near).any():
+            break
+    return t
+
+
+def _newton(
+    total: Tensor, slope: Tensor, excess: Tensor, goal: Tensor | None, n: int, kernel: Kernel
+) -> Tensor:
+    slope = slope.clamp_min(torch.finfo(slope.dtype).tiny)
+    if goal is None:
+        return excess / slope
+    mean = total / n
+    step = (kernel.quantile(mean) - goal) * (kernel.density(mean) * n / slope)
+    return torch.where(excess == 0, 0, step)
+
+
+class _Threshold(torch.autograd.Function):
+    """(scores, temperature) -> F(u - t), with the family's vector-Jacobian product."""
+
+    @staticmethod
+    def forward(scores: Tensor, temperature: Temperature, k: int | Tensor, kernel: Kernel) -> Tensor:
+        u, half = centred(scores, k)
+        if not (isinstance(temperature, float | int) and temperature == 1):
+            u, half = u.div_(temperature), half / temperature
+        t = filled_where_all(_solve(u, k, half, kernel), k, -math.inf, scores.shape[-1])
+        return kernel.cdf_(u.sub_(t))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scores, temperature, _, ctx.kernel = inputs
+        ctx.shape = scores.shape
+        ctx.number = None if isinstance(temperature, Tensor) else temperature
+        # The scores are needed for the derivative in the temperature alone.
+        heated = isinstance(temperature, Tensor) and ctx.needs_input_grad[1]
+        hot = [temperature] if isinstance(temperature, Tensor) else []
+        ctx.save_for_backward(output, *hot, *([scores] if heated else []))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        mask, *others = ctx.saved_tensors
+        temperature = others[0] if others else ctx.number
+        h = _vjp(mask, grad, ctx.kernel)
+        if ctx.number != 1:
+            h = h / temperature
+        hot = None
+        if len(others) == 2:
+            scores = others[1]
+            # h sums to 0, so a shift changes nothing but the rounding; infinite scores have h = 0.
+            finite = (scores - scores.amax(-1, keepdim=True)).clamp(min=-torch.finfo(scores.dtype).max / 8)
+            hot = -((h * finite.nan_to_num(0.0)) / temperature).sum_to_size(temperature.shape)
+        return h.sum_to_size(ctx.shape), hot, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], scores: Tensor, temperature: Any, k: Any, kernel: Kernel
+    ) -> tuple[Tensor, int]:
+        rank = max(_rank(scores, in_dims[0]), _rank(k, in_dims[2]) + 1)
+        scores = _in_front(scores, in_dims[0], rank, info.batch_size)
+        if isinstance(temperature, Tensor):
+            temperature = _in_front(temperature, in_dims[1], rank, info.batch_size)
+        if isinstance(k, Tensor):
+            k = _in_front(k, in_dims[2], rank - 1, info.batch_size)
+        return _Threshold.apply(scores, temperature, k, kernel), 0
+
+
+def _rank(value: Any, dim: int | None) -> int:
+    return value.dim() - (dim is not None) if isinstance(value, Tensor) else 0
+
+
+def _in_front(tensor: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
+    """The tensor with the dimension that vmap adds in front, and `rank` others after it."""
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.reshape(size, *[1] * (rank + 1 - tensor.dim()), *tensor.shape[1:])
+
+
+def _vjp(mask: Tensor, grad: Tensor, kernel: Kernel) -> Tensor:
+    a = kernel.density(mask)
+    total = a.sum(-1, keepdim=True)
+    # A mask that is hard to the last bit has a = 0: its gradient is 0, not 0/0.
+    total = total + (total == 0).to(total.dtype)
+    mean = torch.linalg.vecdot(a, grad).unsqueeze(-1) / total
+    if torch.is_grad_enabled():  # the backward pass is itself differentiated
+        return a * (grad - mean)
+    return (grad - mean).mul_(a)
+
+
+def threshold(scores: Tensor, k: int | Tensor, temperature: Temperature, kernel: Kernel) -> Tensor:
+    """The mask `F(scores / temperature - t)` that sums to k.
+
+    Args:
+        scores: `(..., n)`.
+        k: In [1, n]; a tensor broadcasts with the leading dimensions, which may be those of k.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+        kernel: F.
+
+    Returns:
+        `(..., n)`.
+    """
+    return _Threshold.apply(scores, temperature, k, kernel)

@@ -1,0 +1,85 @@
+"""A sigmoid about the midpoint between the k-th and the (k+1)-th score: cheap, and its sum is not k.
+
+    m_i = sigmoid((s_i - c) / temperature),    c = (s_(k) + s_(k+1)) / 2
+
+At a high temperature the mask goes to 1/2 everywhere: its sum leaks towards n / 2.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from topkbench.operators._contract import Temperature, operator
+from topkbench.operators._threshold import centred, filled_where_all
+
+
+@operator(
+    sums_to_k=False,
+    uniform_limit=False,
+    rows_sum_to_1=False,
+    gradient=False,
+    twice=False,
+    family="midpoint",
+    cost="n",
+    source="Zhu et al. 2025, threshold held constant",
+)
+def sigmoid(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Sigmoid about the midpoint, which is held constant: the mask's Jacobian is diagonal.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1); its sum is k only in the limit of a low temperature.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1) and one pass over the scores.
+
+    Source: common practice; Zhu et al. 2025 (see `dftopk`) with its threshold detached.
+    """
+    return _about_midpoint(scores, k, temperature, moving=False)
+
+
+@operator(
+    sums_to_k=False,
+    uniform_limit=False,
+    rows_sum_to_1=False,
+    family="midpoint",
+    cost="n",
+    source="Zhu et al. 2025",
+)
+def dftopk(
+    scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
+) -> Float[Tensor, "*out n"]:
+    """Sigmoid about the midpoint, through which the gradient flows too (DFTopK).
+
+    The two scores at the midpoint take the whole counter-gradient, half each.
+
+    Args:
+        scores: `(..., n)`, floating point.
+        k: How many to take, in [1, n]; a tensor gives each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`.
+
+    Returns:
+        The mask `(..., n)` in (0, 1); its sum is k only in the limit of a low temperature.
+
+    Raises:
+        ValueError: k or temperature out of range.
+
+    Cost: one top-(k+1) and one pass over the scores.
+
+    Source: Zhu, Zhang, Wang et al. 2025, "Differentiable Fast Top-K Selection for Large-Scale
+    Recommendation". Differs: where k = n, and there is no (k+1)-th score, the threshold is the n-th.
+    """
+    return _about_midpoint(scores, k, temperature, moving=True)
+
+
+def _about_midpoint(scores: Tensor, k: int | Tensor, temperature: Temperature, *, moving: bool) -> Tensor:
+    u, _ = centred(scores, k, moving=moving)
+    return filled_where_all(u / temperature, k, torch.inf).sigmoid()
