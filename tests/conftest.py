@@ -3,6 +3,7 @@ import torch
 
 from topkbench.choices import available, conf_dir
 from topkbench.config import build
+from topkbench.methods._contract import answers_for
 
 
 @pytest.fixture(autouse=True)
@@ -23,4 +24,10 @@ def built(group: str, name: str, **changes):
 
 METHODS = available("method")
 TASKS = available("task")
+PAIRS = [
+    (method, task)
+    for method in METHODS
+    for task in TASKS
+    if built("task", task).wants in answers_for(built("method", method))
+]
 OPTIMIZERS = available("optimizer")

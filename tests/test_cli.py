@@ -64,12 +64,23 @@ def test_a_sweep_ends_with_one_comparison(tmp_path):
     assert done.stdout.count("log10 hard loss  ") == 1
 
 
-def test_the_founding_experiment_is_every_method_on_every_task(tmp_path):
+def test_the_founding_experiment_is_nine_methods_on_every_task(tmp_path):
     done = typed(tmp_path, "+experiment=founding", *SMALL, "seeds=2", "log.samples=0")
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.rglob("table.csv")
     pairs = pd.read_csv(file)[["task", "method"]].apply(tuple, axis=1)
-    assert set(pairs) == {(task, method) for task in TASKS for method in METHODS}
+    assert len(pairs) == len(set(pairs)) == 9 * len(TASKS)
+
+
+def test_a_pair_that_does_not_go_together_is_left_out_of_a_sweep_and_refused_alone(tmp_path):
+    done = typed(tmp_path, "-m", "+method=hard,l2x", *SMALL, "seeds=2", "log.samples=0")
+    reason = "L2X needs a task whose loss is a function of the mask; that of Values is one of the values"
+    assert done.returncode == 0
+    assert f"topkbench: values-l2x is left out: {reason}" in done.stderr
+    (file,) = tmp_path.rglob("table.csv")
+    assert pd.read_csv(file)["method"].tolist() == ["hard"]
+    alone = typed(tmp_path, "+method=l2x", *SMALL)
+    assert (alone.returncode, alone.stderr) == (1, f"topkbench: {reason}\n")
 
 
 def test_a_failed_job_does_not_take_the_others_along(tmp_path):

@@ -26,7 +26,7 @@ FILES = [(group, name) for group in GROUPS for name in available(group)]
 def test_every_file_in_conf_can_be_chosen_and_built(group, name):
     if group == "experiment":
         return  # a sweep: test_cli.py runs it
-    others = [] if group == "method" else ["+method=softmax"]
+    others = ["task=gate"] if group == "method" else ["+method=softmax"]
     experiment = read(composed(*others, f"{'+' * (group == 'method')}{group}={name}"))
     assert getattr(experiment, group) is not None
 

@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "topkbench"
 LAYERS = [
-    ["operators"],
-    ["testing", "randomness"],
+    ["operators", "nearest"],
+    ["testing", "randomness", "topk"],
     ["methods", "tasks", "optimizers", "schedules", "choices"],
     ["step"],
     ["evaluate", "gradients"],

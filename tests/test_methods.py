@@ -3,7 +3,7 @@ import functools
 
 import pytest
 import torch
-from conftest import METHODS, TASKS, built
+from conftest import METHODS, PAIRS, TASKS, built
 
 from topkbench.evaluate import hard_loss
 from topkbench.methods import Hard, HardSelection, Relaxed, StraightThrough
@@ -58,8 +58,7 @@ def test_what_is_hard_forward_has_the_hard_loss(method, task):
     torch.testing.assert_close(forward, hard_loss(task, W, batch), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "task"), PAIRS)
 def test_gradients_reach_every_learner(method, task):
     chosen, task = built("method", method), built("task", task)
     W, batch, noise = case(task, rows=64)
@@ -69,6 +68,36 @@ def test_gradients_reach_every_learner(method, task):
         isinstance(chosen, Hard | HardSelection) and task.wants == "mask" and type(task).__name__ == "Gate"
     )
     assert ((grad != 0).flatten(1).any(1) != blind).all()
+
+
+@pytest.mark.parametrize(("method", "task"), PAIRS)
+def test_a_replicate_is_what_it_is_alone(method, task):
+    chosen, task = built("method", method), built("task", task)
+    loss, grad = gradient(chosen, task, *case(task))
+    for i, seed in enumerate((0, 1, 2)):
+        alone_loss, alone = gradient(chosen, task, *case(task, seeds=(seed,)))
+        torch.testing.assert_close(loss[i], alone_loss[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grad[i], alone[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("method", "task"), PAIRS)
+def test_the_loss_is_the_same_without_gradients_and_keeps_the_dtype(method, task, dtype):
+    chosen, task = built("method", method), built("task", task)
+    loss, grad = gradient(chosen, task, *case(task, dtype=dtype))
+    with torch.no_grad():
+        value = surrogate(chosen, task, *case(task, dtype=dtype)).mean(-1)
+    torch.testing.assert_close(value, loss)
+    assert loss.dtype == grad.dtype == dtype
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("method", "task"), PAIRS)
+def test_what_is_stochastic_says_so(method, task):
+    chosen, task = built("method", method), built("task", task)
+    W, batch, noise = case(task, rows=64)
+    first, second = (gradient(chosen, task, W, batch, noise)[1] for _ in range(2))
+    assert chosen.stochastic != torch.equal(first, second)
 
 
 def test_straight_through_has_the_gradient_of_its_relaxation_at_the_hard_mask():
@@ -94,11 +123,13 @@ def test_the_plain_straight_through_gradient_is_the_identity():
 )
 def test_each_replicate_can_have_its_own_temperature(method):
     method, task = built("method", method), built("task", "mask")
-    W, batch, noise = case(task)
+    W, batch, _ = case(task)
     temperatures = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
-    together = gradient(at_temperature(method, temperatures), task, W, batch, noise)[1]
+    together = gradient(at_temperature(method, temperatures), task, W, batch, case(task)[2])[1]
     for i, temperature in enumerate(temperatures.tolist()):
-        alone = gradient(dataclasses.replace(method, temperature=temperature), task, W, batch, noise)[1]
+        alone = gradient(dataclasses.replace(method, temperature=temperature), task, W, batch, case(task)[2])[
+            1
+        ]
         torch.testing.assert_close(together[i], alone[i], rtol=1e-9, atol=1e-12)
 
 

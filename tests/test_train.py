@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import METHODS, OPTIMIZERS, TASKS, built
+from conftest import OPTIMIZERS, PAIRS, built
 
 from topkbench.methods import Hard
 from topkbench.optimizers import SGD, Adam, Stepper, per_replicate
@@ -27,8 +27,7 @@ def run(
     )
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "task"), PAIRS)
 def test_a_replicate_does_not_depend_on_the_others(method, task):
     """Replicate i of many is the same seed run alone, to rounding (batched products sum in another order)."""
     together = run(method, task, seeds=range(32))

@@ -1,5 +1,6 @@
 """Before a run or a sweep: every job is composed and checked, and nothing is written if one is wrong."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from topkbench.choices import ConfigError, available
+from topkbench.choices import ConfigError, IncompatibleError, available
 from topkbench.diagnose import line
 from topkbench.writable import check_writable
 
@@ -48,7 +49,8 @@ class Check(Callback):
             folder = Path(config.hydra.sweep.dir)
             check_writable(folder)
             for overrides in jobs(config):
-                check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides))
+                with contextlib.suppress(IncompatibleError):  # that job will say so and be left out
+                    check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides))
         except Exception as error:
             where = f" (in {' '.join(overrides)})" if overrides else ""
             raise SystemExit(line(error, overrides) + where) from error

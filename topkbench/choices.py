@@ -1,17 +1,23 @@
 """What can be chosen: the listing of conf/, here and nowhere else; and the line for what cannot."""
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+from topkbench.nearest import unknown
+
+__all__ = ["GROUPS", "ConfigError", "IncompatibleError", "available", "conf_dir", "described", "unknown"]
 
 GROUPS = ("method", "task", "optimizer", "schedule", "experiment")
 
 
 class ConfigError(ValueError):
     """Bad input: one line that says what was given, what is allowed, and the nearest that is."""
+
+
+class IncompatibleError(ConfigError):
+    """A method and a task that do not go together: a sweep leaves the pair out, and says so."""
 
 
 def conf_dir() -> str:
@@ -40,17 +46,6 @@ def described(group: str) -> str:
     names = available(group)
     width = max(map(len, names), default=0)
     return "\n".join(f"  {name:<{width}}  {_comment(f'{group}/{name}')}".rstrip() for name in names)
-
-
-def unknown(given: str, allowed: Iterable[str], what: str = "key") -> str:
-    """The line for something that is not among what is allowed, with the nearest that is."""
-    allowed = sorted(allowed)
-    ends = {name.rpartition(".")[2]: name for name in reversed(allowed)}
-    near = difflib.get_close_matches(given, allowed, 1) or [
-        ends[end] for end in difflib.get_close_matches(given.rpartition(".")[2], ends, 1)
-    ]
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown {what} {given!r}; {hint}allowed: {', '.join(allowed) or 'none'}"
 
 
 def _comment(path: str) -> str:

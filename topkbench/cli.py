@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from topkbench.callbacks import Check, plain
-from topkbench.choices import conf_dir, described
+from topkbench.choices import IncompatibleError, conf_dir, described
 from topkbench.diagnose import line
 
 INTERRUPTED = 130
@@ -68,6 +68,9 @@ def _run(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().sweep.dir)
     try:
         path = _train(plain(config), choices, folder)
+    except IncompatibleError as error:
+        print(f"topkbench: {choices['task']}-{choices['method']} is left out: {error}", file=sys.stderr)
+        return
     except Exception as error:
         # The other jobs go on; the sweep says at its end what failed.
         name = f"{choices['task']}-{choices['method']}"

@@ -15,16 +15,19 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from topkbench.choices import ConfigError, unknown
+from topkbench.choices import ConfigError, IncompatibleError, conf_dir, unknown
 from topkbench.methods import Method
+from topkbench.methods._contract import answers_for
 from topkbench.operators import Operator
 from topkbench.optimizers import Optimizer
 from topkbench.schedules import Schedule
 from topkbench.tasks import Task
 from topkbench.train import Logging, Training
 
+DROPPED = {"_target_", "_partial_", "search"}  # `search` is where tuning looks
 GIVEN_LATER = {"scores", "k", "temperature"}  # what an operator gets from its method
 
 
@@ -68,6 +71,12 @@ class Experiment:
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
         _check_device(self.device)
+        if self.task.wants not in answers_for(self.method):
+            raise IncompatibleError(
+                f"{type(self.method).__name__} needs a task whose loss is a function of the "
+                f"{' or '.join(answers_for(self.method))}; that of {type(self.task).__name__} is one of the "
+                f"{self.task.wants}"
+            )
 
 
 def read(config: Mapping[str, Any]) -> Experiment:
@@ -88,6 +97,17 @@ def read(config: Mapping[str, Any]) -> Experiment:
     return Experiment(**_checked(Experiment, parts, ""))
 
 
+def built(group: str, name: str) -> Any:
+    """What a file of conf/ describes that refers to nothing outside itself, as those of method/ do.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    node = OmegaConf.to_container(OmegaConf.load(f"{conf_dir()}/{group}/{name}.yaml"))
+    assert isinstance(node, dict)
+    return build({str(key): value for key, value in node.items()}, group)
+
+
 def build(node: Mapping[str, Any], where: str, target: Any = None) -> Any:
     """What a node describes: `target(**node)`, by default the node's own `_target_`.
 
@@ -100,7 +120,7 @@ def build(node: Mapping[str, Any], where: str, target: Any = None) -> Any:
     Raises:
         ConfigError: as `read`.
     """
-    arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    arguments = {key: value for key, value in node.items() if key not in DROPPED}
     target = target or _locate(node.get("_target_"), where)
     arguments = {
         key: build(value, f"{where}.{key}") if isinstance(value, Mapping) else value

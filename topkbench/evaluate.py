@@ -7,7 +7,7 @@ from torch import Tensor
 from topkbench.methods import Method
 from topkbench.operators import hard_mask, hard_values
 from topkbench.randomness import Noise
-from topkbench.step import surrogate
+from topkbench.step import Memory, copied, surrogate
 from topkbench.tasks import Batch, Task, scores_of
 
 AT_ONCE = 128  # rows; no function of R, since the noise of a stochastic method is drawn by the piece
@@ -16,7 +16,12 @@ COLUMNS = ("hard_loss", "relaxed_loss", "recall", "distance")
 
 @torch.no_grad()
 def evaluate(
-    method: Method, task: Task, W: Float[Tensor, "R n d"], test: Batch, noise: Noise
+    method: Method,
+    task: Task,
+    W: Float[Tensor, "R n d"],
+    test: Batch,
+    noise: Noise,
+    memory: Memory | None = None,
 ) -> dict[str, Float[Tensor, " R"]]:
     """The columns of COLUMNS, one number a replicate.
 
@@ -26,6 +31,7 @@ def evaluate(
         W: What is evaluated.
         test: Held-out rows, without target noise.
         noise: What a stochastic method draws from.
+        memory: What the method has kept from training; it is read and left as it is.
     """
     matched = task.match(W, test.teacher)
     sums = W.new_zeros(3, len(W))
@@ -36,7 +42,7 @@ def evaluate(
         sums += torch.stack(
             [
                 hard_loss(task, W, piece).sum(-1),
-                surrogate(method, task, W, piece, noise).sum(-1),
+                surrogate(method, task, W, piece, noise, copied(memory)).sum(-1),
                 recall(task, matched, piece).sum(-1),
             ]
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from topkbench.methods import Method
 from topkbench.randomness import Normals, Repeated
-from topkbench.step import at_temperature, gradient, rows_at_once
+from topkbench.step import Memory, at_temperature, copied, copies, gradient, rows_at_once
 from topkbench.tasks import Batch, Task, Teacher
 
 COLUMNS = ("grad_norm", "grad_variance", "grad_variance_data", "grad_variance_method", "grad_snr")
@@ -32,6 +32,7 @@ def measure(
     normals: Normals,
     batch: int,
     samples: int,
+    memory: Memory | None = None,
 ) -> dict[str, Float[Tensor, " R"]]:
     """The columns of COLUMNS, one number a replicate.
 
@@ -43,6 +44,7 @@ def measure(
         normals: What the mini-batches and the method's noise are drawn from.
         batch: Rows in a mini-batch.
         samples: M, how many mini-batches, >= 2.
+        memory: What the method has kept from training; it is read and left as it is.
 
     Raises:
         ValueError: samples < 2.
@@ -56,12 +58,13 @@ def measure(
     while count < samples:
         m = min(at_once, samples - count)
         drawn = task.sample(
-            {name: _copies(part, m) for name, part in teacher.items()}, Repeated(data, m), batch
+            {name: copies(part, m) for name, part in teacher.items()}, Repeated(data, m), batch
         )
         alike = _copies_of(method, m)
 
         def gradients(noise: Normals, m: int = m, alike: Method = alike, drawn: Batch = drawn) -> Tensor:
-            flat = gradient(alike, task, _copies(W, m), drawn, Repeated(noise, m))[1]
+            kept = copied(memory, m)
+            flat = gradient(alike, task, copies(W, m), drawn, Repeated(noise, m), kept)[1]
             return flat.unflatten(0, (m, replicates))
 
         grad = gradients(first)
@@ -85,13 +88,8 @@ def measure(
     return dict(zip(COLUMNS, columns, strict=True))
 
 
-def _copies(tensor: Tensor, count: int) -> Tensor:
-    """(R, ...) -> (count * R, ...), copy 0 of all replicates first."""
-    return tensor.repeat(count, *[1] * (tensor.dim() - 1))
-
-
 def _copies_of(method: Method, count: int) -> Method:
     temperature = getattr(method, "temperature", None)
     if not isinstance(temperature, Tensor):
         return method
-    return at_temperature(method, _copies(temperature.flatten(), count))
+    return at_temperature(method, copies(temperature.flatten(), count))

@@ -82,11 +82,21 @@ def text(table: pd.DataFrame) -> str:
 
 def write(table: pd.DataFrame, folder: Path, stem: str, caption: str) -> list[Path]:
     """Save the comparison as CSV (numbers), Markdown and LaTeX (booktabs); each file whole or not at all."""
-    texts = {
-        "csv": table.to_csv(index=False),
-        "md": _markdown(table, caption),
-        "tex": _latex(table, caption),
-    }
+    return _save(folder, stem, table, _markdown(table, caption), _latex(table, caption))
+
+
+def write_plain(table: pd.DataFrame, folder: Path, stem: str, caption: str) -> list[Path]:
+    """Save any table of words and formatted numbers as CSV, Markdown and LaTeX, in the same way."""
+    strings = table.astype(str)
+    markdown = "\n".join([*_rows(strings), "", caption, ""])
+    return _save(
+        folder, stem, table, markdown, _booktabs(strings.map(_tex), "l" * len(strings.columns), caption)
+    )
+
+
+def _save(folder: Path, stem: str, table: pd.DataFrame, markdown: str, latex: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"csv": table.to_csv(index=False), "md": markdown, "tex": latex}
     paths = [folder / f"{stem}.{suffix}" for suffix in texts]
     for path, content in zip(paths, texts.values(), strict=True):
         with replacing(path) as draft:
@@ -129,13 +139,16 @@ def _markdown(table: pd.DataFrame, caption: str) -> str:
         f"**{method}**" if bold else method
         for method, bold in zip(strings["method"], best(table), strict=True)
     ]
+    return "\n".join([caption, "", *_rows(strings), "", f"{BOLD} {NOTE}", ""])
+
+
+def _rows(strings: pd.DataFrame) -> list[str]:
     rows: list[list[str]] = [
         strings.columns.tolist(),
         ["---"] * len(strings.columns),
         *strings.to_numpy().tolist(),
     ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([caption, "", *lines, "", f"{BOLD} {NOTE}", ""])
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _latex(table: pd.DataFrame, caption: str) -> str:
@@ -145,12 +158,14 @@ def _latex(table: pd.DataFrame, caption: str) -> str:
     cells["method"] = [
         rf"\textbf{{{name}}}" if b else name for name, b in zip(cells["method"], bold, strict=True)
     ]
-    cells.columns = [_tex(name) for name in cells.columns]
-    body = cells.style.hide(axis="index").to_latex(
-        hrules=True, column_format="ll" + "r" * (len(cells.columns) - 2)
-    )
-    notes = _tex(f"{caption} {BOLD} {NOTE}")
-    return f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{notes}}}\n{body}\\end{{table}}\n"
+    return _booktabs(cells, "ll" + "r" * (len(cells.columns) - 2), f"{caption} {BOLD} {NOTE}")
+
+
+def _booktabs(cells: pd.DataFrame, alignment: str, caption: str) -> str:
+    cells = cells.rename(columns=_tex)
+    body = cells.style.hide(axis="index").to_latex(hrules=True, column_format=alignment)
+    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n"
+    return f"{head}{body}\\end{{table}}\n"
 
 
 def _tex(string: str) -> str:
@@ -160,6 +175,8 @@ def _tex(string: str) -> str:
         ("±", r"$\pm$"),
         ("log10", r"$\log_{10}$"),
         ("&", r"\&"),
+        ("<", "$<$"),
+        ("^", r"\^{}"),
     ):
         string = string.replace(plain, escaped)
     string = re.sub(r"e([+-])0?(\d+)", lambda e: rf" \cdot 10^{{{e[1].lstrip('+')}{e[2]}}}", string)

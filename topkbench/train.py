@@ -15,7 +15,7 @@ from topkbench.methods import Method
 from topkbench.optimizers import Optimizer, Stepper, per_replicate
 from topkbench.randomness import Normals
 from topkbench.schedules import Constant, Schedule
-from topkbench.step import at_temperature, gradient
+from topkbench.step import Memory, at_temperature, gradient
 from topkbench.tasks import Task
 
 EXPLODED = 1e6  # a loss this many times the first one (or 1, if that is smaller) will not come back
@@ -163,6 +163,7 @@ class _Loop:
             if hasattr(method, "temperature")
             else None
         )
+        self.memory: Memory = {}  # what the method keeps from one step to the next
         replicates = len(self.W)
         self.diverged_at = torch.full((replicates,), -1, device=self.W.device)
         self.worst = self.W.new_full((replicates,), torch.inf)  # the loss at which a replicate is given up
@@ -194,7 +195,7 @@ class _Loop:
     def update(self, step: int) -> None:
         """One step of every replicate that is still alive."""
         batch = self.task.sample(self.teacher, self.batches, self.training.batch)
-        loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise)
+        loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise, self.memory)
         norm = grad.flatten(1).norm(dim=1)
         if step == 0:
             self.worst = EXPLODED * loss.abs().clamp(min=1)
@@ -213,7 +214,9 @@ class _Loop:
     def observe(self, step: int) -> dict[str, Tensor]:
         """Every metric column at the present W: `(R,)` each."""
         method = self.method_at(step)
-        columns = evaluate(method, self.task, self.W, self.test, self.normals.child("evaluate", step))
+        columns = evaluate(
+            method, self.task, self.W, self.test, self.normals.child("evaluate", step), self.memory
+        )
         if step == self.training.steps:  # no further step would notice that the last one went wrong
             self.give_up(~(columns["relaxed_loss"] <= self.worst), step)
         columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
@@ -226,6 +229,7 @@ class _Loop:
                 self.normals.child("gradients", step),
                 self.training.batch,
                 self.logging.samples,
+                self.memory,
             )
         return columns
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,16 +51,40 @@ class Step:
         return self.loss(part)
 
 
+BOTH: tuple[Part, ...] = ("mask", "values")
+
+
+def answers_for(method: object) -> tuple[Part, ...]:
+    """The parts that a method can be asked for (see `Step.wants`)."""
+    return getattr(method, "wants", BOTH)
+
+
+def refuse(method: object, step: Step) -> None:
+    """Refuse a step that a method has no answer for.
+
+    Raises:
+        ValueError: the task wants a part that is not among the method's.
+    """
+    if step.wants not in answers_for(method):
+        name, part = type(method).__name__, " or ".join(answers_for(method))
+        raise ValueError(f"{name} needs a task whose loss is a function of the {part}, not of {step.wants}")
+
+
 @runtime_checkable
 class Method(Protocol):
     """How a gradient reaches W.
 
     A method with a `temperature` field takes a number > 0 there or a tensor `(R, 1, 1)`: the loop
     puts each replicate's own, scheduled temperature in its place.
+
+    A method that cannot answer for both parts says for which it can: `wants: ClassVar[tuple[Part, ...]] =
+    ("mask",)`. Without that it is taken to be `BOTH`.
     """
 
-    stochastic: ClassVar[bool]
-    """Whether it draws noise of its own, so that its gradient varies on one and the same mini-batch."""
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise of its own, so that its gradient varies on one and the same mini-batch."""
+        ...
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
         """A surrogate loss per row.
@@ -86,9 +110,71 @@ class OfOperator:
 
     operator: Operator | functools.partial
     temperature: Temperature = 1.0
-    stochastic: ClassVar[bool] = False
+
+    @property
+    def stochastic(self) -> bool:
+        """An operator draws nothing."""
+        return False
 
     def __post_init__(self) -> None:
         bound(self.operator)
-        if not isinstance(self.temperature, Tensor) and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be > 0 and finite, got {self.temperature}")
+        positive(temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class OfNoisyOperator(OfOperator):
+    """What methods share that go through an operator and may put noise on what it ranks.
+
+    The operator ranks `scores + scale * noise`; the values are still those of the scores.
+
+    Attributes:
+        operator: Any of `topkbench.operators`, or a `functools.partial` of one with its options.
+        temperature: > 0; a tensor `(R, 1, 1)` gives each replicate its own (its values are not looked at).
+        noise: The law of the noise, standard: "gumbel" (the k largest are then k draws without replacement
+            from softmax(scores / scale)) or "normal"; "none" for no noise.
+        scale: How strong it is, > 0.
+
+    Raises:
+        TypeError: operator is neither of the two.
+        ValueError: temperature or scale <= 0, infinite or NaN; a noise that is not one of the three.
+    """
+
+    noise: Literal["none", "gumbel", "normal"] = "none"
+    scale: float = 1.0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is noise."""
+        return self.noise != "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("noise", self.noise, ("none", "gumbel", "normal"))
+        positive(scale=self.scale)
+
+    def ranked(self, step: Step) -> Float[Tensor, "R B n"]:
+        """What is ranked: the scores, with noise where there is any."""
+        if self.noise == "none":
+            return step.scores
+        return step.scores + self.scale * step.noise("ranking", *step.scores.shape[1:], law=self.noise)
+
+
+def positive(**numbers: Temperature) -> None:
+    """Refuse numbers that are not > 0 and finite; the values of a tensor are not looked at.
+
+    Raises:
+        ValueError: one of them, by name.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, Tensor) and not 0 < number < float("inf"):
+            raise ValueError(f"{name} must be > 0 and finite, got {number}")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not among those allowed.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value}")

@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.methods._contract import Step
-from topkbench.operators import hard_mask, hard_selection, hard_values
+from topkbench.operators import About, hard_mask, hard_selection, hard_values
 
 
 @dataclass(frozen=True)
 class Hard:
     """`torch.topk` under autograd: a kept score gets its gradient, the choice of what is kept gets none."""
 
+    about: ClassVar[About] = About("hard", "n", "torch.topk", "almost-everywhere derivative, hard_selection")
     stochastic: ClassVar[bool] = False
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
@@ -26,6 +27,7 @@ class Hard:
 class HardSelection:
     """`v = S(q) q` with the selection matrix S built explicitly and held constant."""
 
+    about: ClassVar[About] = About("hard", "k n", "selection matrix held constant", "torch.topk")
     stochastic: ClassVar[bool] = False
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:

@@ -3,9 +3,14 @@
 from topkbench.operators._contract import About, Guarantees, Operator, operator
 from topkbench.operators.gates import kept_softmax, switch
 from topkbench.operators.hard import hard_mask, hard_selection, hard_values
-from topkbench.operators.identity import identity
+from topkbench.operators.identity import identity, projected_identity
 from topkbench.operators.midpoint import dftopk, sigmoid
+from topkbench.operators.networks import bitonic, odd_even
+from topkbench.operators.permutation import neuralsort, softsort
+from topkbench.operators.perturbed import perturbed_mask, perturbed_selection
+from topkbench.operators.ranks import smooth_rank, soft_rank
 from topkbench.operators.softmax import n3, scaled_softmax, softmax
+from topkbench.operators.subset import marginals
 from topkbench.operators.threshold import (
     cauchy,
     csoftmax,
@@ -16,11 +21,13 @@ from topkbench.operators.threshold import (
     pnorm,
     sparsemax,
 )
+from topkbench.operators.transport import sinkhorn, soft
 
 __all__ = [
     "About",
     "Guarantees",
     "Operator",
+    "bitonic",
     "cauchy",
     "csoftmax",
     "dftopk",
@@ -33,12 +40,23 @@ __all__ = [
     "identity",
     "kept_softmax",
     "lapsum",
+    "marginals",
     "n3",
+    "neuralsort",
+    "odd_even",
     "operator",
+    "perturbed_mask",
+    "perturbed_selection",
     "pnorm",
+    "projected_identity",
     "scaled_softmax",
     "sigmoid",
+    "sinkhorn",
+    "smooth_rank",
+    "soft",
+    "soft_rank",
     "softmax",
+    "softsort",
     "sparsemax",
     "switch",
 ]

@@ -28,6 +28,7 @@ class Guarantees:
         uniform_limit: As the temperature goes to infinity every entry of the mask goes to k/n.
         infinite: One score of -inf is never taken, one of +inf always, and gradients stay finite.
         rows_sum_to_1: Each row of the selection is non-negative and sums to 1.
+        equivariant: Permuting the scores permutes the mask, the rows and the gradients, and not the values.
         ties: Equal scores get equal entries in every row of the selection.
         gradient: The gradient is the derivative; else a part of it is held constant on purpose.
         twice: The second derivative is that of the first (double backward).
@@ -42,6 +43,7 @@ class Guarantees:
     uniform_limit: bool = True
     infinite: bool = True
     rows_sum_to_1: bool = True
+    equivariant: bool = True
     ties: bool = True
     gradient: bool = True
     twice: bool = True
@@ -55,11 +57,14 @@ class About:
         family: Which operators are its kin.
         cost: Time for one row of n scores, and memory where that is more than n.
         source: Authors and year.
+        checked: What the tests hold it against, but for finite differences: references of ours in words,
+            public packages by name.
     """
 
     family: str = ""
     cost: str = ""
     source: str = ""
+    checked: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,7 @@ class Operator:
 
         A tensor k broadcasts with the leading dimensions. Its values are looked at on the CPU alone.
         """
-        temperature = prepared(scores, k, temperature)
-        if self.streamed is not None:
-            return self.streamed(scores, k, temperature, **options)
-        if isinstance(k, int):
-            output = self.function(scores, k, temperature, **options)
-            return output.sum(-2) if self.has_rows else output
-        if not self.has_rows:
-            return self.function(scores, k, temperature, **options)
-        rows = self.function(scores, int(k.max()), temperature, **options)
-        taken = torch.arange(rows.shape[-2], device=k.device) < k.unsqueeze(-1)
-        return (rows * taken.unsqueeze(-1).to(rows.dtype)).sum(-2)
+        return self._computed(self._mask, scores, k, temperature, options)
 
     def selection(
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
@@ -121,24 +116,61 @@ class Operator:
         An operator that yields only masks gives `P_j = mask(k=j) - mask(k=j-1)`; for the threshold
         operators these rows are non-negative and sum to 1.
         """
-        temperature = prepared(scores, k, temperature)
-        if self.has_rows:
-            return self.function(scores, k, temperature, **options)
-        masks = self._nested(scores, k, temperature, **options)
-        return torch.diff(masks, dim=-2, prepend=torch.zeros_like(masks[..., :1, :]))
+        _check_one(k)
+        return self._computed(self._selection, scores, k, temperature, options)
 
     def values(
         self, scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, **options: Any
     ) -> Float[Tensor, "*rows k"]:
         """The relaxed j-th largest score `<P_j, scores>`, j = 1..k."""
-        temperature = prepared(scores, k, temperature)
+        _check_one(k)
+        return self._computed(self._values, scores, k, temperature, options)
+
+    def _computed(
+        self,
+        part: Callable[..., Tensor],
+        scores: Tensor,
+        k: int | Tensor,
+        temperature: Temperature,
+        options: Any,
+    ) -> Tensor:
+        """A part, in float32 at least: half precision and autocast are too coarse for sums."""
+        check(scores, k, temperature)
+        automatic = torch.is_autocast_enabled(scores.device.type)
+        half = scores.dtype in (torch.float16, torch.bfloat16)
+        precise = scores.float() if half else scores
+        if isinstance(temperature, Tensor):  # it must not decide the precision of the mask
+            temperature = temperature.to(precise.dtype)
+        if not automatic:
+            return part(precise, k, temperature, options).to(scores.dtype)
+        with torch.autocast(scores.device.type, enabled=False):
+            return part(precise, k, temperature, options)
+
+    def _mask(self, scores: Tensor, k: int | Tensor, temperature: Temperature, options: Any) -> Tensor:
+        if self.streamed is not None:
+            return self.streamed(scores, k, temperature, **options)
+        if not self.has_rows:
+            return self.function(scores, k, temperature, **options)
+        if isinstance(k, int):
+            return self.function(scores, k, temperature, **options).sum(-2)
+        rows = self.function(scores, int(k.max()), temperature, **options)
+        taken = torch.arange(rows.shape[-2], device=k.device) < k.unsqueeze(-1)
+        return (rows * taken.unsqueeze(-1).to(rows.dtype)).sum(-2)
+
+    def _selection(self, scores: Tensor, k: int, temperature: Temperature, options: Any) -> Tensor:
+        if self.has_rows:
+            return self.function(scores, k, temperature, **options)
+        masks = self._nested(scores, k, temperature, options)
+        return torch.diff(masks, dim=-2, prepend=torch.zeros_like(masks[..., :1, :]))
+
+    def _values(self, scores: Tensor, k: int, temperature: Temperature, options: Any) -> Tensor:
         column = scores.unsqueeze(-1)
         if self.has_rows:
             return (self.function(scores, k, temperature, **options) @ column).squeeze(-1)
-        sums = (self._nested(scores, k, temperature, **options) @ column).squeeze(-1)
+        sums = (self._nested(scores, k, temperature, options) @ column).squeeze(-1)
         return torch.diff(sums, dim=-1, prepend=torch.zeros_like(sums[..., :1]))
 
-    def _nested(self, scores: Tensor, k: int, temperature: Temperature, **options: Any) -> Tensor:
+    def _nested(self, scores: Tensor, k: int, temperature: Temperature, options: Any) -> Tensor:
         """Masks for 1, ..., k side by side: (..., k, n)."""
         if isinstance(temperature, Tensor) and temperature.dim() > 1:
             temperature = temperature.unsqueeze(-2)
@@ -153,10 +185,11 @@ def operator(
     family: str = "",
     cost: str = "",
     source: str = "",
+    checked: str = "",
     **guarantees: bool,
 ) -> Callable[[Callable[..., Tensor]], Operator]:
     """Declare a function an operator: what it guarantees (`Guarantees`) and what it is (`About`)."""
-    about = About(family, cost, source)
+    about = About(family, cost, source, checked)
     return lambda function: Operator(function, Guarantees(**guarantees), has_rows, streamed, about)
 
 
@@ -199,6 +232,11 @@ def check(scores: Tensor, k: int | Tensor, temperature: Temperature = 1.0) -> No
             )
     elif not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+
+
+def _check_one(k: int) -> None:
+    if isinstance(k, Tensor):
+        raise TypeError(f"a selection has k rows: k must be an int, got a tensor of shape {tuple(k.shape)}")
 
 
 def _check_counts(k: Tensor, scores: Tensor) -> None:

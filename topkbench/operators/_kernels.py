@@ -19,6 +19,7 @@ class _Symmetric:
     the two at least its value at h = 0. The lower end likewise.
     """
 
+    steps: ClassVar[int] = 14
     smooth: ClassVar[bool] = True
     log_concave: ClassVar[bool] = True
 
@@ -99,6 +100,7 @@ class Gaussian(_Symmetric):
 class Cauchy(_Symmetric):
     """atan(u) / pi + 1/2: heavy tails, not log-concave."""
 
+    steps: ClassVar[int] = 28
     log_concave: ClassVar[bool] = False
 
     def cdf_(self, v: Tensor) -> Tensor:
@@ -120,6 +122,7 @@ class Power:
     """clip(u, 0, 1)^r, r > 0. Between u_(k) - 1, where k scores are at 1, and u_(k+1), where n-k are at 0."""
 
     r: float
+    steps: ClassVar[int] = 18
     smooth: ClassVar[bool] = False
 
     def cdf_(self, v: Tensor) -> Tensor:
@@ -161,6 +164,7 @@ class Power:
 class Exponential:
     """min(1, e^u). Above u_(k), where k scores are at 1, by at most log(n - k + 1)."""
 
+    steps: ClassVar[int] = 22
     smooth: ClassVar[bool] = False
 
     def cdf_(self, v: Tensor) -> Tensor:

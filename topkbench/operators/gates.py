@@ -6,18 +6,22 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
 from topkbench.operators.hard import kept
-
-NOT_A_MASK = {
-    "sums_to_k": False,
-    "hard_limit": False,
-    "uniform_limit": False,
-    "rows_sum_to_1": False,
-    "infinite": False,
-    "ties": False,
-}
+from topkbench.operators.softmax import centred
 
 
-@operator(**NOT_A_MASK, sparse=True, family="gate", cost="n", source="Shazeer et al. 2017")
+@operator(
+    sums_to_k=False,
+    hard_limit=False,
+    sparse=True,
+    uniform_limit=False,
+    rows_sum_to_1=False,
+    infinite=False,
+    ties=False,
+    family="gate",
+    cost="n",
+    source="Shazeer et al. 2017",
+    checked="explicit formula",
+)
 def kept_softmax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -43,10 +47,22 @@ def kept_softmax(
     Differs: a temperature, 1 in the source.
     """
     taken = kept(scores, k)
-    return (scores / temperature).masked_fill(taken == 0, -torch.inf).softmax(-1)
+    return (centred(scores) / temperature).masked_fill(taken == 0, -torch.inf).softmax(-1)
 
 
-@operator(**NOT_A_MASK, sparse=True, family="gate", cost="n", source="Fedus, Zoph & Shazeer 2022")
+@operator(
+    sums_to_k=False,
+    hard_limit=False,
+    sparse=True,
+    uniform_limit=False,
+    rows_sum_to_1=False,
+    infinite=False,
+    ties=False,
+    family="gate",
+    cost="n",
+    source="Fedus, Zoph & Shazeer 2022",
+    checked="explicit formula",
+)
 def switch(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -70,4 +86,4 @@ def switch(
     Source: Fedus, Zoph & Shazeer 2022, "Switch Transformers", section 2.1, there with k = 1. Differs: any k,
     a temperature.
     """
-    return (scores / temperature).softmax(-1) * kept(scores, k)
+    return (centred(scores) / temperature).softmax(-1) * kept(scores, k)

@@ -24,6 +24,7 @@ def _whole(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:
     family="identity",
     cost="n",
     source="Bengio, Léonard & Courville 2013",
+    checked="explicit formula",
 )
 def identity(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
@@ -75,6 +76,7 @@ def _projected(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Ten
     family="identity",
     cost="n",
     source="Sahoo et al. 2023",
+    checked="explicit formula",
 )
 def projected_identity(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0

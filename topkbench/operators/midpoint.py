@@ -22,6 +22,7 @@ from topkbench.operators._threshold import centred, filled_where_all
     family="midpoint",
     cost="n",
     source="Zhu et al. 2025, threshold held constant",
+    checked="explicit formula",
 )
 def sigmoid(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
@@ -53,6 +54,7 @@ def sigmoid(
     family="midpoint",
     cost="n",
     source="Zhu et al. 2025",
+    checked="explicit formula",
 )
 def dftopk(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0

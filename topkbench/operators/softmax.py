@@ -78,7 +78,7 @@ class _Successive(torch.autograd.Function):
         return grad_v, grad_rate, None
 
 
-def _centred(scores: Tensor) -> Tensor:
+def centred(scores: Tensor) -> Tensor:
     """The scores less their maximum, so that large equal scores keep their digits; FAR stands for +inf."""
     top = scores.detach().amax(-1, keepdim=True)
     return (scores - top.masked_fill(top == torch.inf, 0)).clamp(max=FAR)
@@ -91,6 +91,7 @@ def _centred(scores: Tensor) -> Tensor:
     family="softmax",
     cost="k n, memory k n",
     source="Xie & Ermon 2019",
+    checked="explicit formula",
 )
 def softmax(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
@@ -117,7 +118,7 @@ def softmax(
     taken is pushed down in units of the scores, so `softmax(c s, k, c temperature)` depends on c.
     """
     rate = torch.as_tensor(1 / temperature, dtype=scores.dtype, device=scores.device)
-    path: Tensor = _Successive.apply(_centred(scores) * rate, rate, k)
+    path: Tensor = _Successive.apply(centred(scores) * rate, rate, k)
     return path.softmax(-1)
 
 
@@ -129,6 +130,7 @@ def softmax(
     family="softmax",
     cost="k n, memory k n",
     source="Plötz & Roth 2018",
+    checked="explicit formula",
 )
 def n3(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
@@ -155,12 +157,20 @@ def n3(
     Source: Plötz & Roth 2018, "Neural Nearest Neighbors Networks", as their published code has it; the paper
     divides by the temperature at each step, and is then `softmax`. Differs: log(1 - a) is exact.
     """
-    centred = _centred(scores) / temperature
-    path: Tensor = _Successive.apply(centred, torch.ones_like(centred[..., :1]), k)
+    logits = centred(scores) / temperature
+    path: Tensor = _Successive.apply(logits, torch.ones_like(logits[..., :1]), k)
     return path.softmax(-1)
 
 
-@operator(bounded=False, hard_limit=False, infinite=False, family="softmax", cost="n", source="folklore")
+@operator(
+    bounded=False,
+    hard_limit=False,
+    infinite=False,
+    family="softmax",
+    cost="n",
+    source="folklore",
+    checked="explicit formula",
+)
 def scaled_softmax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -184,4 +194,4 @@ def scaled_softmax(
     Source: folklore.
     """
     count = k.unsqueeze(-1) if isinstance(k, Tensor) else k
-    return count * (_centred(scores) / temperature).softmax(-1)
+    return count * (centred(scores) / temperature).softmax(-1)

@@ -14,7 +14,17 @@ from topkbench.operators._threshold import threshold
 FAMILY, COST = "threshold", "n, 3 to 5 passes"
 
 
-@operator(family=FAMILY, cost=COST, source="Amos, Koltun & Kolter 2019 (LML); Xie et al. 2020 (SOFT)")
+def _power(p: float) -> Power:
+    # 1 / (4/3 - 1) rounds to something beside 3, and whole powers are several times as fast.
+    return Power(round(1 / (p - 1), 12))
+
+
+@operator(
+    family=FAMILY,
+    cost=COST,
+    source="Amos, Koltun & Kolter 2019 (LML); Xie et al. 2020 (SOFT)",
+    checked="bracketing; softtorch, ott-jax",
+)
 def entropic(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -43,7 +53,7 @@ def entropic(
     return threshold(scores, k, temperature, Logistic())
 
 
-@operator(family=FAMILY, cost=COST, source="Struski, Bednarczyk, Podolak & Tabor 2025")
+@operator(family=FAMILY, cost=COST, source="Struski, Bednarczyk, Podolak & Tabor 2025", checked="bracketing")
 def lapsum(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -70,7 +80,7 @@ def lapsum(
     return threshold(scores, k, temperature, Laplace())
 
 
-@operator(family=FAMILY, cost=COST, source="this project")
+@operator(family=FAMILY, cost=COST, source="this project", checked="bracketing")
 def gaussian(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -98,7 +108,9 @@ def gaussian(
     return threshold(scores, k, temperature, Gaussian())
 
 
-@operator(family=FAMILY, cost=COST, source="this project; kernel of Petersen et al. 2022")
+@operator(
+    family=FAMILY, cost=COST, source="this project; kernel of Petersen et al. 2022", checked="bracketing"
+)
 def cauchy(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -126,7 +138,13 @@ def cauchy(
     return threshold(scores, k, temperature, Cauchy())
 
 
-@operator(sparse=True, family=FAMILY, cost=COST, source="Martins & Astudillo 2016; Malaviya et al. 2018")
+@operator(
+    sparse=True,
+    family=FAMILY,
+    cost=COST,
+    source="Martins & Astudillo 2016; Malaviya et al. 2018",
+    checked="bracketing between kinks; entmax, jaxopt",
+)
 def sparsemax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:
@@ -153,10 +171,16 @@ def sparsemax(
     Martins 2018, "Sparse and Constrained Attention", for the cap. Differs: threshold by safeguarded Newton
     steps instead of sorting; the derivative at a kink is that of the flat side.
     """
-    return threshold(scores, k, temperature, Power(1))
+    return threshold(scores, k, temperature, Power(1.0))
 
 
-@operator(sparse=True, family=FAMILY, cost=COST, source="Peters, Niculae & Martins 2019")
+@operator(
+    sparse=True,
+    family=FAMILY,
+    cost=COST,
+    source="Peters, Niculae & Martins 2019",
+    checked="bracketing between kinks; entmax",
+)
 def entmax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, alpha: float = 1.5
 ) -> Float[Tensor, "*out n"]:
@@ -184,10 +208,12 @@ def entmax(
     """
     if not 1 < alpha <= 2:
         raise ValueError(f"alpha must be in (1, 2], got {alpha}")
-    return threshold(scores, k, temperature / (alpha - 1), Power(1 / (alpha - 1)))
+    return threshold(scores, k, temperature / (alpha - 1), _power(alpha))
 
 
-@operator(sparse=True, family=FAMILY, cost=COST, source="Sander et al. 2023")
+@operator(
+    sparse=True, family=FAMILY, cost=COST, source="Sander et al. 2023", checked="bracketing between kinks"
+)
 def pnorm(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, p: float = 4 / 3
 ) -> Float[Tensor, "*out n"]:
@@ -216,10 +242,15 @@ def pnorm(
     """
     if not 1 < p <= 2:
         raise ValueError(f"p must be in (1, 2], got {p}")
-    return threshold(scores, k, temperature, Power(1 / (p - 1)))
+    return threshold(scores, k, temperature, _power(p))
 
 
-@operator(family=FAMILY, cost=COST, source="Martins & Kreutzer 2017; Ainslie et al. 2023 (CoLT5)")
+@operator(
+    family=FAMILY,
+    cost=COST,
+    source="Martins & Kreutzer 2017; Ainslie et al. 2023 (CoLT5)",
+    checked="active set; colt5-attention",
+)
 def csoftmax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*out n"]:

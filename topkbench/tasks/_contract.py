@@ -50,8 +50,8 @@ class Task(Protocol):
         """`rows` fresh rows; `clean` ones carry no target noise."""
         ...
 
-    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:
-        """The loss per row of the mask or the values (see `wants`), hard or relaxed."""
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
+        """The loss per row of the mask or the values (see `wants`), hard or relaxed; samples in front."""
         ...
 
     def match(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, "R n d"]:

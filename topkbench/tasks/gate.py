@@ -36,7 +36,7 @@ class Gate(Planted):
         """C where the teacher keeps a score, 0 elsewhere: `(R, B, n)`."""
         return hard_mask(scores, self.k) * teacher["c"].unsqueeze(-2)
 
-    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:  # noqa: ARG002
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:  # noqa: ARG002
         """Half the squared error of the mask times c."""
         return half_squared_error(part * batch.teacher["c"].unsqueeze(-2), batch.target)
 

@@ -26,6 +26,6 @@ class Mask(Planted):
         """The teacher's kept scores, 0 elsewhere: `(R, B, n)`."""
         return hard_mask(scores, self.k) * scores
 
-    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """Half the squared error of the mask times the scores."""
         return half_squared_error(part * scores, batch.target)

@@ -46,7 +46,7 @@ class Planted(ABC):
         """What the teacher makes of its scores, without noise."""
 
     @abstractmethod
-    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """The loss per row of the mask or the values."""
 
     def teacher(self, noise: Noise) -> Teacher:

@@ -29,7 +29,7 @@ class Values(Planted):
         """The weighted top-k values `(R, B, k)`."""
         return self._weighted(hard_values(scores, self.k))
 
-    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "R B"]:  # noqa: ARG002
+    def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:  # noqa: ARG002
         """Half the squared error of the weighted values."""
         return half_squared_error(self._weighted(part), batch.target)
 

@@ -8,10 +8,63 @@ from fixed seeds, in float64 unless the check is about another precision.
 from collections.abc import Callable
 
 from topkbench.operators import Operator
-from topkbench.testing._always import ALWAYS
-from topkbench.testing._guarantees import GUARANTEED
+from topkbench.testing._always import (
+    ALWAYS,
+    check_bad_input,
+    check_counts,
+    check_extremes,
+    check_leading_dimensions,
+    check_nan,
+    check_precision,
+    check_selection,
+    check_temperature_tensor,
+    check_vmap,
+)
+from topkbench.testing._guarantees import (
+    GUARANTEED,
+    check_bounded,
+    check_gradient,
+    check_hard_limit,
+    check_infinite,
+    check_monotone,
+    check_permutation,
+    check_rows_sum_to_1,
+    check_shift_invariant,
+    check_sparse,
+    check_sums_to_k,
+    check_ties,
+    check_twice,
+    check_uniform_limit,
+)
 
-__all__ = ["ALWAYS", "GUARANTEED", "check_operator", "checks"]
+__all__ = [
+    "ALWAYS",
+    "GUARANTEED",
+    "check_bad_input",
+    "check_bounded",
+    "check_counts",
+    "check_extremes",
+    "check_gradient",
+    "check_hard_limit",
+    "check_infinite",
+    "check_leading_dimensions",
+    "check_monotone",
+    "check_nan",
+    "check_operator",
+    "check_permutation",
+    "check_precision",
+    "check_rows_sum_to_1",
+    "check_selection",
+    "check_shift_invariant",
+    "check_sparse",
+    "check_sums_to_k",
+    "check_temperature_tensor",
+    "check_ties",
+    "check_twice",
+    "check_uniform_limit",
+    "check_vmap",
+    "checks",
+]
 
 
 def checks(operator: Operator) -> list[Callable[[Operator], None]]:

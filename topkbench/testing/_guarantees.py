@@ -9,7 +9,18 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from topkbench.operators import Operator, hard_mask, hard_selection
-from topkbench.testing._cases import SEPARATED, Case, Part, cases, close, counts, draw, parts, require
+from topkbench.testing._cases import (
+    SEPARATED,
+    Case,
+    Part,
+    cases,
+    close,
+    counts,
+    draw,
+    outcomes_of,
+    parts,
+    require,
+)
 
 
 def check_sums_to_k(operator: Operator) -> None:
@@ -21,7 +32,7 @@ def check_sums_to_k(operator: Operator) -> None:
 
 def check_bounded(operator: Operator) -> None:
     """The mask lies in [0, 1], but for the rounding of a sum over rows."""
-    for case in cases():
+    for case in (*cases(), *(Case(SEPARATED, k, 1e-3) for k in counts(6))):
         mask = operator(*case)
         require((mask >= -1e-12) & (mask <= 1 + 1e-12), f"mask {mask.tolist()} leaves [0, 1]", case)
 
@@ -91,6 +102,17 @@ def check_infinite(operator: Operator) -> None:
             close(torch.cat([mask[:3], mask[4:]]), alone, "the others are not as without it", case)
 
 
+def check_permutation(operator: Operator) -> None:
+    """Permuting the scores permutes the mask, the rows of the selection and the gradients, not the values."""
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    for k in counts(6):
+        case = Case(draw(3, 6), k, 0.5)
+        plain = outcomes_of(operator, case)
+        for name, actual in outcomes_of(operator, case._replace(scores=case.scores[:, order])).items():
+            expected = plain[name] if name == "values" else plain[name][..., order]
+            close(actual, expected, f"{name} is not equivariant, permuted by {order.tolist()},", case)
+
+
 def check_ties(operator: Operator) -> None:
     """Equal scores get equal entries in every row of the selection: what equivariance implies."""
     scores = torch.tensor([[1, 0, 1, 0, 0, -1], [2, 2, 2, 2, 2, 2]], dtype=torch.float64)
@@ -152,6 +174,7 @@ GUARANTEED = {
     "uniform_limit": check_uniform_limit,
     "rows_sum_to_1": check_rows_sum_to_1,
     "infinite": check_infinite,
+    "equivariant": check_permutation,
     "ties": check_ties,
     "gradient": check_gradient,
     "twice": check_twice,

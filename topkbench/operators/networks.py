@@ -1,0 +1,173 @@
+"""Relaxed sorting networks: comparators exchange by a share; the selection is k rows of their product.
+
+    c = F((a - b) / temperature),    min = (1 - c) a + c b,    max = c a + (1 - c) b
+
+The permutation matrix is the product of the layers; only its last k rows, or their sum, are built
+(`_network.py`). What a score gets depends on the wire that it starts on: these operators do not commute with
+permutations of the scores, and equal scores may get different entries.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from topkbench.operators._contract import Temperature, operator
+from topkbench.operators._layers import Network, bitonic_network, odd_even_network
+from topkbench.operators._network import Job, run
+from topkbench.operators._steps import step_named
+
+
+def _relaxed(
+    scores: Tensor,
+    k: int | Tensor,
+    temperature: Temperature,
+    network: Callable[[int], Network],
+    options: tuple[str, float, int | None],
+    *,
+    rows: bool,
+) -> Tensor:
+    name, art, keep = options
+    step, n = step_named(name, art), scores.shape[-1]
+    if keep is not None and isinstance(k, int) and keep < k:
+        raise ValueError(f"keep must be at least k = {k}, got {keep}")
+    index = None
+    if keep is not None:
+        scores, index = scores.topk(min(keep, n), dim=-1)
+    # A common shift changes nothing, and large scores keep their digits.
+    centre = scores.detach().amax(-1, keepdim=True)
+    job = Job(network(scores.shape[-1]), step, rows)
+    part = run(step.scaled(scores - centre, temperature), k, job)
+    if index is None:
+        return part
+    index = index.unsqueeze(-2).expand(part.shape) if rows else index
+    return part.new_zeros(*part.shape[:-1], n).scatter(-1, index, part)
+
+
+def _odd_even_mask(
+    scores: Tensor,
+    k: int | Tensor,
+    temperature: Temperature = 1.0,
+    *,
+    step: str = "logistic",
+    art: float = 0.25,
+    keep: int | None = None,
+) -> Tensor:
+    return _relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=False)
+
+
+def _bitonic_mask(
+    scores: Tensor,
+    k: int | Tensor,
+    temperature: Temperature = 1.0,
+    *,
+    step: str = "logistic",
+    art: float = 0.25,
+    keep: int | None = None,
+) -> Tensor:
+    return _relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=False)
+
+
+@operator(
+    has_rows=True,
+    streamed=_odd_even_mask,
+    family="sorting network",
+    cost="n^2; memory n^2",
+    source="Petersen et al. 2021",
+    monotone=False,
+    uniform_limit=False,
+    infinite=False,
+    equivariant=False,
+    ties=False,
+)
+def odd_even(
+    scores: Float[Tensor, "*rows n"],
+    k: int,
+    temperature: Temperature = 1.0,
+    *,
+    step: str = "logistic",
+    art: float = 0.25,
+    keep: int | None = None,
+) -> Float[Tensor, "*rows k n"]:
+    """Odd-even transposition sort, relaxed: n layers of comparators of neighbours.
+
+    Args:
+        scores: `(..., n)`, floating point; score i starts on wire i.
+        k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`; 1 / steepness in the source.
+        step: F, how a comparator exchanges: "logistic", "logistic_phi" (the logistic of `d |d|^-art /
+            temperature`), "gaussian", "reciprocal" `v / (4 + 2 |v|) + 1/2`, "cauchy", or "optimal"; the last
+            three make a comparator's outputs monotone in its inputs.
+        art: The power of "logistic_phi", in [0, 1); no other step has it.
+        keep: If given, the `keep` largest scores alone are sorted, the largest on wire 0; the others
+            get exactly 0.
+
+    Returns:
+        The selection `(..., k, n)`: k rows of a doubly stochastic matrix. The mask sums to k and lies in
+        [0, 1], but a larger score may get a smaller entry.
+
+    Raises:
+        ValueError: k, temperature, step, art or keep out of range, or what is kept for the backward pass is
+            too large.
+
+    Cost: the mask takes O(n^2) time and keeps O(n^2) numbers for the backward pass, k rows k times as much.
+
+    Source: Petersen, Borgelt, Kuehne & Deussen 2021, "Differentiable Sorting Networks for Scalable Sorting
+    and Ranking Supervision", and their diffsort; 2022, "Monotonic Differentiable Sorting Networks", for the
+    last three steps; 2022, "Differentiable Top-k Classification Learning", for keep. Differs: row 1 is the
+    largest; the n x n matrix is not built; keep knows no label that is sorted whatever its score.
+    """
+    return _relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=True)
+
+
+@operator(
+    has_rows=True,
+    streamed=_bitonic_mask,
+    family="sorting network",
+    cost="n log^2 n; memory n log^2 n",
+    source="Petersen et al. 2021",
+    monotone=False,
+    uniform_limit=False,
+    infinite=False,
+    equivariant=False,
+    ties=False,
+)
+def bitonic(
+    scores: Float[Tensor, "*rows n"],
+    k: int,
+    temperature: Temperature = 1.0,
+    *,
+    step: str = "logistic",
+    art: float = 0.25,
+    keep: int | None = None,
+) -> Float[Tensor, "*rows k n"]:
+    """Bitonic sort, relaxed: log2 n (log2 n + 1) / 2 layers, n rounded up to a power of two.
+
+    With `step="logistic_phi", art=0.5, keep=16` it is what Petersen et al. 2022 (top-k) train ImageNet with.
+
+    Args:
+        scores: `(..., n)`, floating point; score i starts on wire i.
+        k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.
+        temperature: > 0, a scalar or a tensor that broadcasts `(..., 1)`; 1 / steepness in the source.
+        step: F, how a comparator exchanges: "logistic", "logistic_phi" (the logistic of `d |d|^-art /
+            temperature`), "gaussian", "reciprocal" `v / (4 + 2 |v|) + 1/2`, "cauchy", or "optimal"; the last
+            three make a comparator's outputs monotone in its inputs.
+        art: The power of "logistic_phi", in [0, 1); no other step has it.
+        keep: If given, the `keep` largest scores alone are sorted, the largest on wire 0; the others
+            get exactly 0.
+
+    Returns:
+        The selection `(..., k, n)`: k rows of a doubly stochastic matrix. The mask sums to k and lies in
+        [0, 1], but a larger score may get a smaller entry.
+
+    Raises:
+        ValueError: k, temperature, step, art or keep out of range, or what is kept for the backward pass is
+            too large.
+
+    Cost: the mask takes O(n log^2 n) time and keeps as many numbers for the backward pass, k rows k times
+    as much.
+
+    Source: as `odd_even`. Differs: as there; where n is no power of two, comparators without a second score
+    do nothing, as in the published code (not in the paper).
+    """
+    return _relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=True)
