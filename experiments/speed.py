@@ -43,6 +43,7 @@ from topkbench.writable import check_writable
 
 CELLS = ((1, 6, 3), (128, 64, 8), (128, 1000, 10), (64, 10**4, 100), (8, 10**5, 1000), (1, 10**6, 1000))
 A_CALL, TO_PREPARE, BYTES = 20.0, 90.0, 8 << 30  # more is `over`
+TOO_LARGE = ("can't allocate memory", "out of memory", "the limit is")  # what torch and `check_size` say
 BLOCK = 2e-3  # seconds of calls between two looks at the clock
 ROUNDS = 100
 # A process for each measurement, that can be stopped; forked from one that imported all and computed nothing.
@@ -146,8 +147,9 @@ def in_a_process(job: Job, pipe: Any) -> None:
     try:
         pipe.send(measured(job, lambda: pipe.send(True)))
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
-        pipe.send({"status": f"{type(error).__name__}: {said[0][:120]}"})
+        said = (str(error).strip().splitlines() or [""])[0]
+        large = isinstance(error, MemoryError) or any(words in said for words in TOO_LARGE)
+        pipe.send({"status": "over" if large else f"{type(error).__name__}: {said[:120]}"})
 
 
 def prepare_processes() -> None:
@@ -203,7 +205,7 @@ def everything(jobs: list[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def provenance(devices: list[str]) -> dict[str, Any]:
+def provenance(settings: list[tuple[str, int]]) -> dict[str, Any]:
     """Versions, processor, command and commit."""
     wanted = {one.package for one in PEERS.values()} | {"jax", "jaxlib"}
     names = {name for package in wanted for name in packages_distributions().get(package, [])}
@@ -211,7 +213,8 @@ def provenance(devices: list[str]) -> dict[str, Any]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    about = environment("cuda" if "cuda" in devices else "cpu")
+    about = environment("cuda" if ("cuda", 1) in settings else "cpu")
+    about["threads"] = [threads for device, threads in settings if device == "cpu"]
     return {**about, "peers": {name: version(name) for name in sorted(names)}, "cpu": cpu}
 
 
@@ -248,7 +251,7 @@ def main() -> None:
         for cell in cells:
             jobs += [Job(device, threads, name, cell, wanted.seconds, wanted.compile) for name in names]
     table = everything(jobs)
-    about = provenance(devices)
+    about = provenance(settings)
     with replacing(wanted.out / "speed.csv") as draft:
         table.to_csv(draft, index=False, float_format="%.6g")
     with replacing(wanted.out / "speed.md") as draft:

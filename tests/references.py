@@ -6,6 +6,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from references_networks import bitonic, odd_even  # noqa: F401
+from references_permutation import neuralsort, softsort  # noqa: F401
+from references_ranks import smooth_rank, soft_rank  # noqa: F401
 from references_transport import sinkhorn, soft  # noqa: F401
 from scipy.optimize import brentq
 from scipy.special import expit, logit, logsumexp
@@ -161,7 +163,17 @@ def projected_identity(scores: Array, k: int, temperature: float) -> Array:
     return np.stack([centred / max(np.linalg.norm(centred), 1e-300) / temperature / k] * k)
 
 
-ROWS = ("softmax", "n3", "identity", "projected_identity", "bitonic", "odd_even", "sinkhorn")
+ROWS = (
+    "softmax",
+    "n3",
+    "identity",
+    "projected_identity",
+    "bitonic",
+    "odd_even",
+    "sinkhorn",
+    "neuralsort",
+    "softsort",
+)
 
 
 def selection(name: str, scores: Array, k: int, temperature: float) -> Array:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "topkbench"
 LAYERS = [
     ["operators", "nearest"],
-    ["testing", "randomness", "topk"],
+    ["testing", "randomness", "topk", "losses"],
     ["methods", "tasks", "optimizers", "schedules", "choices"],
     ["step"],
     ["evaluate", "gradients"],
@@ -16,7 +16,7 @@ LAYERS = [
     ["config", "records", "environment", "writable", "diagnose"],
     ["stats"],
     ["tables", "plots"],
-    ["report"],
+    ["report", "catalogue"],
     ["callbacks"],
     ["cli"],
     ["__main__"],

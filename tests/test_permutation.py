@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from references_permutation import neuralsort as reference_neuralsort
+from references_permutation import softsort as reference_softsort
 
 from topkbench.operators import _rowwise, _softsort, hard_selection, permutation
 from topkbench.operators._spread import spread
@@ -31,24 +33,6 @@ def close(actual, expected, tol=1e-12):
 
 
 # References: one row, (k, n)
-
-
-def softmax_of(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
-
-
-def reference_neuralsort(scores: Array, k: int, temperature: float) -> Array:
-    n = len(scores)
-    distances = np.abs(scores[:, None] - scores).sum(1)
-    return np.stack(
-        [softmax_of(((n + 1 - 2 * j) * scores - distances) / temperature) for j in range(1, k + 1)]
-    )
-
-
-def reference_softsort(scores: Array, k: int, temperature: float, power: int = 1) -> Array:
-    ranked = np.sort(scores)[::-1]
-    return np.stack([softmax_of(-(np.abs(ranked[j] - scores) ** power) / temperature) for j in range(k)])
 
 
 REFERENCES = [

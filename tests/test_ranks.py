@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from references_ranks import smooth_rank as reference_smooth_rank
+from references_ranks import soft_rank as reference_soft_rank
+from references_ranks import soft_rank_kl as reference_soft_rank_kl
 from scipy.optimize import isotonic_regression, minimize
 
 from topkbench.operators import _pairwise, _rowwise, sparsemax
@@ -29,39 +32,6 @@ def close(actual, expected, tol=1e-9):
 
 
 # References: one row
-
-
-def reference_soft_rank(scores: Array, k: int, temperature: float) -> Array:
-    """Ranks by pooling adjacent violators."""
-    order = np.argsort(-scores)
-    u = scores[order] / temperature
-    ranks = np.empty(len(u))
-    ranks[order] = isotonic_regression(u + np.arange(1, len(u) + 1), increasing=False).x - u
-    return np.clip(k + 1 - ranks, 0, 1)
-
-
-def reference_soft_rank_kl(scores: Array, k: int, temperature: float) -> Array:
-    """The same, where a block has the ratio of the sums of e^-u and of ranks for its level."""
-    order = np.argsort(-scores)
-    u = (scores[order] - scores.max()) / temperature
-    blocks: list[tuple[float, float, int]] = []  # log of the sum of e^-u, sum of ranks, length
-    for rank, log_power in enumerate(-u, start=1):
-        blocks.append((log_power, float(rank), 1))
-        while len(blocks) > 1 and blocks[-2][0] - np.log(blocks[-2][1]) >= blocks[-1][0] - np.log(
-            blocks[-1][1]
-        ):
-            last, before = blocks.pop(), blocks.pop()
-            blocks.append((np.logaddexp(before[0], last[0]), before[1] + last[1], before[2] + last[2]))
-    levels = np.concatenate([np.full(length, total - np.log(ranks)) for total, ranks, length in blocks])
-    ranks = np.empty(len(u))
-    ranks[order] = np.exp(-u - levels)
-    return np.clip(k + 1 - ranks, 0, 1)
-
-
-def reference_smooth_rank(scores: Array, k: int, temperature: float, margin: float = 1.0) -> Array:
-    apart = (scores - scores[:, None]) / temperature
-    ranks = 0.5 + (1 / (1 + np.exp(-apart))).sum(1)
-    return 1 / (1 + np.exp(-(k + 0.5 - ranks) / margin))
 
 
 REFERENCES = [

@@ -7,7 +7,9 @@ from topkbench.methods.implicit import AdaptiveIMLE, BlackBox, ImplicitMLE
 from topkbench.methods.l2x import L2X
 from topkbench.methods.perturbed import Perturbed
 from topkbench.methods.relaxed import Relaxed
+from topkbench.methods.score_function import ScoreFunction
 from topkbench.methods.straight_through import StraightThrough
+from topkbench.methods.subset import ReinMaxK, Simple, TaylorControl
 from topkbench.methods.systematic import Systematic
 
 __all__ = [
@@ -20,8 +22,12 @@ __all__ = [
     "ImplicitMLE",
     "Method",
     "Perturbed",
+    "ReinMaxK",
     "Relaxed",
+    "ScoreFunction",
+    "Simple",
     "Step",
     "StraightThrough",
     "Systematic",
+    "TaylorControl",
 ]

@@ -84,10 +84,11 @@ class Gaussian(_Symmetric):
         return v.mul_(-math.sqrt(0.5)).erfc_().mul_(0.5)
 
     def density(self, mask: Tensor) -> Tensor:
-        # Where the mask is 0 or 1 the quantile is infinite and the density 0, with finite derivatives.
-        inside = (mask > 0) & (mask < 1)
-        u = torch.special.ndtri(torch.where(inside, mask, 0.5))
-        return torch.where(inside, (-u * u / 2).exp() / math.sqrt(2 * math.pi), 0)
+        # Where the mask is 0 or 1 the density is 0, with a quantile and derivatives that are finite.
+        inside = torch.addcmul(mask, mask, mask, value=-1).ceil()
+        limits = torch.finfo(mask.dtype)
+        u = torch.special.ndtri(mask.clamp(limits.tiny, 1 - limits.eps / 2))
+        return inside * torch.exp2(u * u * (-LOG2E / 2)) / math.sqrt(2 * math.pi)
 
     def moments_(self, v: Tensor) -> tuple[Tensor, Tensor]:
         bell = v.square().mul_(-LOG2E / 2).exp2_().sum(-1, keepdim=True)

@@ -32,7 +32,7 @@ class Network:
     padding: int
     layers: tuple[Layer, ...]
 
-    @functools.cached_property
+    @property
     def comparators(self) -> int:
         """How many there are in all layers."""
         return sum((layer.stop - layer.start) // 2 for layer in self.layers)

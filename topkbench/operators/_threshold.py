@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, readable
+from topkbench.operators._top import top_values
 
 FEW = 16  # scores: plain Newton steps are as good there
 FREE = 4  # steps without bisection: nearly all rows need no more
@@ -69,11 +70,11 @@ def centred(scores: Tensor, k: int | Tensor, *, moving: bool = False) -> tuple[T
     """
     n, source = scores.shape[-1], scores if moving else scores.detach()
     if isinstance(k, int):
-        top = source.topk(min(k + 1, n), dim=-1).values
+        top = top_values(source, min(k + 1, n))
         kth, following = top[..., k - 1 : k], top[..., -1:]
     else:
         most = min(int(k.max()) + 1, n) if readable(k) and k.numel() else n
-        ranked = source.topk(most, dim=-1).values
+        ranked = top_values(source, most)
         ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), most)
         rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
         kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=most - 1))
@@ -98,7 +99,7 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
     low, high = kernel.bracket(torch.as_tensor(target, dtype=u.dtype, device=u.device), n, half)
     eps = torch.finfo(u.dtype).eps
     near = eps**0.5 if kernel.smooth else 16 * eps
-    rounding = eps * (k if isinstance(k, int) else 1)
+    rounding = 2 * eps * (k if isinstance(k, int) else 1)
     v = torch.empty_like(u) if look else None
     goal = kernel.quantile(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if n > FEW else None
     t = moved = kernel.start(low, high)
@@ -108,7 +109,7 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
         excess = torch.nn.functional.hardshrink(total - target, rounding)
         newton = t + _newton(total, slope, excess, goal, n, kernel)
         length = (newton - t).abs_()
-        settled = length <= near
+        settled = length <= (near if n <= FEW else near * (1 + t.abs()))
         if step < FREE:
             proposed = torch.fmax(torch.fmin(newton, high), low)
         else:

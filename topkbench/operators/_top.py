@@ -23,18 +23,38 @@ def top_indices(scores: Float[Tensor, "*rows n"], k: int, *, ranked: bool = Fals
 
     Cost: on the CPU one pass for the maxima and two `torch.topk` of about sqrt(n k) numbers.
     """
-    n = scores.shape[-1]
-    # An accelerator's topk is another algorithm, with no queue of n pairs to fill.
-    if scores.device.type != "cpu" or n < LONG or n < RARE * k:
+    if not _is_long(scores, k):
         return scores.topk(k, dim=-1, sorted=ranked).indices
+    blocks, size, best = _best_blocks(scores, k)
+    offsets = torch.arange(0, size * blocks, blocks)
+    places = (best.unsqueeze(-2) + offsets.unsqueeze(-1)).flatten(-2)
+    rest = torch.arange(size * blocks, scores.shape[-1]).expand(*places.shape[:-1], -1)
+    places = torch.cat([places, rest], -1)
+    found = scores.gather(-1, places).topk(k, dim=-1, sorted=ranked).indices
+    return places.gather(-1, found)
+
+
+def top_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k"]:
+    """The k largest scores, descending, found in the same way."""
+    if not _is_long(scores, k):
+        return scores.topk(k, dim=-1).values
+    blocks, size, best = _best_blocks(scores, k)
+    whole = scores[..., : size * blocks].unflatten(-1, (size, blocks))
+    found = whole.gather(-1, best.unsqueeze(-2).expand(*best.shape[:-1], size, k)).flatten(-2)
+    return torch.cat([found, scores[..., size * blocks :]], -1).topk(k, dim=-1).values
+
+
+def _is_long(scores: Tensor, k: int) -> bool:
+    # An accelerator's topk is another algorithm, with no queue of n pairs to fill.
+    n = scores.shape[-1]
+    return scores.device.type == "cpu" and n >= LONG and n >= RARE * k
+
+
+def _best_blocks(scores: Tensor, k: int) -> tuple[int, int, Tensor]:
+    """How many blocks, of how many scores, and which k have the largest maxima."""
+    n = scores.shape[-1]
     size = math.isqrt(n // k)
     blocks = n // size
     # Block i holds i, i + blocks, i + 2 blocks, ...: maxima over an outer axis use vector instructions.
     maxima = scores[..., : size * blocks].unflatten(-1, (size, blocks)).amax(-2)
-    best = maxima.topk(k, dim=-1, sorted=False).indices
-    offsets = torch.arange(0, size * blocks, blocks)
-    places = (best.unsqueeze(-2) + offsets.unsqueeze(-1)).flatten(-2)
-    rest = torch.arange(size * blocks, n).expand(*places.shape[:-1], n - size * blocks)
-    places = torch.cat([places, rest], -1)
-    found = scores.gather(-1, places).topk(k, dim=-1, sorted=ranked).indices
-    return places.gather(-1, found)
+    return blocks, size, maxima.topk(k, dim=-1, sorted=False).indices

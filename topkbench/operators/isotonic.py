@@ -54,7 +54,7 @@ def segment(x: Float[Tensor, " points"], y: Float[Tensor, "*rows points"], k: in
     slopes, slope = torch.empty_like(y_right), torch.empty_like(y[..., :1])
     for _ in range(ROUNDS):
         torch.sub(y_right, y.gather(-1, left), out=slopes)
-        slope = slopes.div_(x_right - x[left]).amax(-1, keepdim=True)
+        slope = slopes.div_(x_right - x.take(left)).amax(-1, keepdim=True)
         better = torch.addcmul(y_left, slope, x_left, value=-1).argmax(-1, keepdim=True)
         if y.device.type == "cpu" and torch.equal(better, left):
             break

@@ -63,7 +63,7 @@ def _block(ranked: Tensor, kth: Tensor, k: int | Tensor, temperature: Temperatur
     ranked = ranked.expand(*y.shape[:-1], n)
     low, high = ranked.gather(-1, right - 1), ranked.gather(-1, left)
     level = slope.neg_().mul_(count).log_() if kl else slope
-    return _Block(*(part.to(ranked.dtype) for part in (level, low, high, x[right] - x[left])))
+    return _Block(*(part.to(ranked.dtype) for part in (level, low, high, x.take(right) - x.take(left))))
 
 
 class _SoftRank(torch.autograd.Function):
