@@ -163,17 +163,8 @@ def projected_identity(scores: Array, k: int, temperature: float) -> Array:
     return np.stack([centred / max(np.linalg.norm(centred), 1e-300) / temperature / k] * k)
 
 
-ROWS = (
-    "softmax",
-    "n3",
-    "identity",
-    "projected_identity",
-    "bitonic",
-    "odd_even",
-    "sinkhorn",
-    "neuralsort",
-    "softsort",
-)
+ROWS = ("softmax", "n3", "identity", "projected_identity", "bitonic", "odd_even")
+ROWS += ("sinkhorn", "neuralsort", "softsort")
 
 
 def selection(name: str, scores: Array, k: int, temperature: float) -> Array:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import built
+
+from topkbench.choices import available
+from topkbench.methods._contract import answers_for
 
 PRINTED_W = torch.zeros(6, 6)
 PRINTED_W[0] = torch.tensor([0.4442, 1.7611, 1.8634, 1.5103, 1.5297, 0.1646])
@@ -33,14 +37,16 @@ def test_both_ways_give_what_the_source_prints(example, way):
 
 
 def test_the_comparison_holds_every_method_and_the_whole_gradient(example):
-    from topkbench.choices import available
-
     table = example.comparison().set_index("method")
-    assert set(table.index) == set(available("method"))
+    values = {name for name in available("method") if "values" in answers_for(built("method", name))}
+    assert set(table.index) == values
     hard = torch.tensor(table.loc["hard", [f"dL/dq{i}" for i in range(6)]].to_numpy(float)).float()
     torch.testing.assert_close(torch.outer(hard, example.X), example.by_autograd()[0], rtol=1e-5, atol=1e-6)
     assert table.loc["hard_selection", "|g - hard| / |hard|"] < 1e-6
-    assert (table["|g - hard| / |hard|"].drop(["hard", "hard_selection"]) > 0.1).all()
+    # An estimator that is hard forward may happen to have no more than the hard gradient at one point.
+    relaxed = ["softmax", "sparsemax", "entropic", "marginals", "softsort"]
+    assert (table["|g - hard| / |hard|"].loc[relaxed] > 0.1).all()
+    assert table["|g - hard| / |hard|"].notna().all()
 
 
 def test_it_prints_both(example, capsys):

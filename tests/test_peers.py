@@ -22,8 +22,8 @@ Without a package its tests are skipped. `pip install -c constraints.txt -e '.[p
 torchsort is compiled (`pip install setuptools wheel`, then `pip install --no-build-isolation torchsort`, with
 no nvcc on the PATH or else all of CUDA), and softtorch asks for Python 3.12.
 
-There is no public package of `lapsum`, `gaussian`, `cauchy`, `dftopk`, `sigmoid`, `n3`, and of `softmax` and
-`csoftmax` none but their special cases. fast-soft-sort is not used: its KL gradient is wrong.
+There is no public package of `lapsum`, `gaussian`, `cauchy`, `dftopk`, `sigmoid`, `n3`, and of `softmax`
+none but its special case. fast-soft-sort is not used: its KL gradient is wrong.
 """
 
 from collections.abc import Callable

@@ -48,7 +48,7 @@ def of_values(values, scores):
 def step_on(scores, loss, wants="mask", noise=None):
     """Rows of scores (B, n) as one replicate."""
     scores = scores[None]
-    W, x = scores.new_zeros(1, N, 3), scores.new_zeros(1, scores.shape[1], 3)
+    W, x = scores.new_zeros(1, scores.shape[-1], 3), scores.new_zeros(1, scores.shape[1], 3)
     noise = noise or Normals([0], dtype=torch.float64)
     return Step(W, x, scores, K, wants, lambda part: loss(part, scores), noise)
 

@@ -51,7 +51,7 @@ def row(name: str) -> dict[str, Any]:
         "method": name,
         "estimator": type(method).__name__,
         "family": own.family or about.family,
-        "operator": operator.__name__ if operator is not None else "",
+        "operator": getattr(operator, "__name__", "") if operator is not None else "",
         "promises": promises(operator),
         "random": "yes" if method.stochastic else "",
         "parts": " ".join(answers_for(method)),

@@ -13,7 +13,7 @@ def smooth_topk_svm(
 ) -> Float[Tensor, "*rows"]:
     """Smooth top-k hinge loss: low where the label's score is a margin above all but k - 1 of the others.
 
-    With `u = exp(s / (k tau))`, tau the temperature, y the label, and e_j the elementary symmetric polynomials,
+    With `u = exp(s / (k tau))`, tau the temperature, y the label, e_j the elementary symmetric polynomials,
 
         L = tau log(e^(1/tau) e_k(u without u_y) + u_y e_{k-1}(u without u_y))
           - tau log(u_y e_{k-1}(u without u_y))
@@ -35,8 +35,8 @@ def smooth_topk_svm(
 
     Cost: two log normalisers of the k-subset law, O(n k) each; finite in float32.
 
-    Source: Berrada, Zisserman & Kumar 2018, "Smooth Loss Functions for Deep Top-k Classification", eq. (8) and
-    section 3.2. Differs: the polynomials from a tree of probabilities instead of logarithms.
+    Source: Berrada, Zisserman & Kumar 2018, "Smooth Loss Functions for Deep Top-k Classification", section
+    3.2. Differs: the polynomials from a tree of probabilities instead of logarithms.
     """
     check(scores, k, temperature)
     tau = temperature if isinstance(temperature, Tensor) else scores.new_tensor(temperature)

@@ -1,4 +1,4 @@
-"""Operators: pure functions from scores to a mask, its rows and values. Imports torch and nothing of ours."""
+"""Operators: pure functions from scores to a mask, its rows and values. Imports nothing of ours."""
 
 from topkbench.operators._contract import About, Guarantees, Operator, operator
 from topkbench.operators.gates import kept_softmax, switch

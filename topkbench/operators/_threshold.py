@@ -27,6 +27,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, readable
 from topkbench.operators._top import top_values
+from topkbench.operators._vmap import in_front
 
 FEW = 16  # scores: plain Newton steps are as good there
 FREE = 4  # steps without bisection: nearly all rows need no more
@@ -174,23 +175,8 @@ class _Threshold(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], scores: Tensor, temperature: Any, k: Any, kernel: Kernel
     ) -> tuple[Tensor, int]:
-        rank = max(_rank(scores, in_dims[0]), _rank(k, in_dims[2]) + 1)
-        scores = _in_front(scores, in_dims[0], rank, info.batch_size)
-        if isinstance(temperature, Tensor):
-            temperature = _in_front(temperature, in_dims[1], rank, info.batch_size)
-        if isinstance(k, Tensor):
-            k = _in_front(k, in_dims[2], rank - 1, info.batch_size)
-        return _Threshold.apply(scores, temperature, k, kernel), 0
-
-
-def _rank(value: Any, dim: int | None) -> int:
-    return value.dim() - (dim is not None) if isinstance(value, Tensor) else 0
-
-
-def _in_front(tensor: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
-    """The tensor with the dimension that vmap adds in front, and `rank` others after it."""
-    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return tensor.reshape(size, *[1] * (rank + 1 - tensor.dim()), *tensor.shape[1:])
+        moved = in_front(info.batch_size, (scores, temperature, k), in_dims[:3], (1, 1, 0))
+        return _Threshold.apply(*moved, kernel), 0
 
 
 def _vjp(mask: Tensor, grad: Tensor, kernel: Kernel) -> Tensor:

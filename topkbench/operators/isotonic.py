@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from topkbench.operators._contract import readable
+
 ROUNDS = 16  # on an accelerator, where nobody asks whether it is done, all of them
 
 
@@ -31,7 +33,7 @@ class Segment(NamedTuple):
 
 def descending(scores: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
     """The sorted scores, NaN first."""
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+    if readable(scores) and scores.dtype in (torch.float32, torch.float64):
         # Only the values are wanted, and NumPy sorts those with vector instructions, some 20 times as fast.
         return torch.from_numpy(np.sort(scores.detach().numpy(), -1)).flip(-1)
     return scores.sort(-1, descending=True).values
@@ -51,12 +53,13 @@ def segment(x: Float[Tensor, " points"], y: Float[Tensor, "*rows points"], k: in
     Cost: a pass over y for each round.
     """
     (x_left, y_left), (x_right, y_right), left = _sides(x, y, k)
+    look = readable(y)
     slopes, slope = torch.empty_like(y_right), torch.empty_like(y[..., :1])
     for _ in range(ROUNDS):
         torch.sub(y_right, y.gather(-1, left), out=slopes)
         slope = slopes.div_(x_right - x.take(left)).amax(-1, keepdim=True)
         better = torch.addcmul(y_left, slope, x_left, value=-1).argmax(-1, keepdim=True)
-        if y.device.type == "cpu" and torch.equal(better, left):
+        if look and torch.equal(better, left):
             break
         left = better
     right = slopes.argmax(-1, keepdim=True) + (k if isinstance(k, int) else 0)
