@@ -21,6 +21,7 @@ class _Symmetric:
 
     steps: ClassVar[int] = 14
     smooth: ClassVar[bool] = True
+    straight: ClassVar[bool] = False
     log_concave: ClassVar[bool] = True
 
     def quantile(self, p: Tensor) -> Tensor:
@@ -126,6 +127,10 @@ class Power:
     steps: ClassVar[int] = 18
     smooth: ClassVar[bool] = False
 
+    @property
+    def straight(self) -> bool:
+        return self.r == 1
+
     def cdf_(self, v: Tensor) -> Tensor:
         return self._raised(v.clamp_(0, 1))
 
@@ -167,6 +172,7 @@ class Exponential:
 
     steps: ClassVar[int] = 22
     smooth: ClassVar[bool] = False
+    straight: ClassVar[bool] = False
 
     def cdf_(self, v: Tensor) -> Tensor:
         return v.clamp_(max=0).mul_(LOG2E).exp2_()

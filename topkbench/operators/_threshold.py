@@ -43,6 +43,10 @@ class Kernel(Protocol):
     smooth: ClassVar[bool]
     """Whether a Newton step from nearby squares the error; else it is exact on one linear piece."""
 
+    @property
+    def straight(self) -> bool:
+        """Whether F is straight where it rises: then a step in Q is one in the sum itself."""
+
     def cdf_(self, v: Tensor) -> Tensor:
         """F(v), in the memory of v."""
 
@@ -96,13 +100,14 @@ def filled_where_all(rows: Tensor, k: int | Tensor, value: float, n: int | None 
 def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
     """The threshold t of each row, (..., 1), for centred u."""
     n, look = u.shape[-1], readable(u)
+    curved = n > FEW and not kernel.straight
     target: float | Tensor = float(k) if isinstance(k, int) else k.unsqueeze(-1).to(u.dtype)
     low, high = kernel.bracket(torch.as_tensor(target, dtype=u.dtype, device=u.device), n, half)
     eps = torch.finfo(u.dtype).eps
     near = eps**0.5 if kernel.smooth else 16 * eps
     rounding = 2 * eps * (k if isinstance(k, int) else 1)
     v = torch.empty_like(u) if look else None
-    goal = kernel.quantile(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if n > FEW else None
+    goal = kernel.quantile(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if curved else None
     t = moved = kernel.start(low, high)
     for step in range(FREE + STEPS if look else kernel.steps):
         total, slope = kernel.moments_(torch.sub(u, t, out=v) if look else u - t)
@@ -110,7 +115,7 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
         excess = torch.nn.functional.hardshrink(total - target, rounding)
         newton = t + _newton(total, slope, excess, goal, n, kernel)
         length = (newton - t).abs_()
-        settled = length <= (near if n <= FEW else near * (1 + t.abs()))
+        settled = length <= (near * (1 + t.abs()) if curved else near)
         if step < FREE:
             proposed = torch.fmax(torch.fmin(newton, high), low)
         else:
