@@ -44,8 +44,7 @@ from topkbench.writable import check_writable
 CELLS = ((1, 6, 3), (128, 64, 8), (128, 1000, 10), (64, 10**4, 100), (8, 10**5, 1000), (1, 10**6, 1000))
 A_CALL, TO_PREPARE, BYTES = 20.0, 90.0, 8 << 30  # more is `over`
 TOO_LARGE = ("can't allocate memory", "out of memory", "the limit is")  # what torch and `check_size` say
-BLOCK = 2e-3  # seconds of calls between two looks at the clock
-ROUNDS = 100
+ROUNDS = 2000
 # A process for each measurement, that can be stopped; forked from one that imported all and computed nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -80,7 +79,7 @@ def measured(job: Job, ready: Callable[[], object]) -> dict[str, Any]:
         one()
     wait()
     ready()
-    once = seconds(call, 1, wait)
+    once = seconds(call, wait)
     if once > A_CALL:
         return {"status": "over"}
     pairs = list(rounds(base, call, wait, job.seconds))
@@ -98,11 +97,10 @@ def measured(job: Job, ready: Callable[[], object]) -> dict[str, Any]:
     }
 
 
-def seconds(call: Call, count: int, wait: Callable[[], object]) -> float:
-    """Wall time of so many calls."""
+def seconds(call: Call, wait: Callable[[], object]) -> float:
+    """Wall time of a call."""
     began = time.perf_counter()
-    for _ in range(count):
-        call()
+    call()
     wait()
     return time.perf_counter() - began
 
@@ -111,15 +109,11 @@ def rounds(
     base: Call, call: Call, wait: Callable[[], object], budget: float
 ) -> Iterator[tuple[float, float]]:
     """Seconds a call of both, in turn, for about `budget` seconds and at least once."""
-    counts = [max(1, round(BLOCK / seconds(one, 1, wait))) for one in (base, call)]
     end = time.perf_counter() + budget
     for i in range(ROUNDS):
         if i and time.perf_counter() > end:
             return
-        of_base, own = (
-            seconds(one, count, wait) / count for one, count in zip((base, call), counts, strict=True)
-        )
-        yield of_base, own
+        yield seconds(base, wait), seconds(call, wait)
 
 
 def held(call: Call, scores: torch.Tensor) -> float:

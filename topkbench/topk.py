@@ -65,9 +65,10 @@ def topk_mask(
 
 
 def _named(name: str, given: str) -> Any:
-    if name not in methods():
+    found = PLAIN.get(name) or getattr(operators, name, None)
+    if not (name in PLAIN or isinstance(found, Operator)):
         raise ValueError(unknown(given, [*methods(), "ste"], "method") + "; each also as ste_NAME")
-    return PLAIN.get(name) or getattr(operators, name)
+    return found
 
 
 def _check_values(scores: Tensor, k: int | Tensor, temperature: Temperature) -> None:

@@ -254,8 +254,12 @@ def _check_counts(k: Tensor, scores: Tensor) -> None:
 
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor's numbers can be looked at without making an accelerator or a transformation wait."""
-    transformed = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.device.type == "cpu" and not transformed
+    return tensor.device.type == "cpu" and not transformed(tensor)
+
+
+def transformed(tensor: Tensor) -> bool:
+    """Whether a compiler traces, or a transformation of torch.func is under way on this tensor."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def check_size(numbers: int, like: Tensor, what: str) -> None:

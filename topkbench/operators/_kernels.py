@@ -34,6 +34,12 @@ class _Symmetric:
     def start(self, low: Tensor, high: Tensor) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(low)
 
+    def curve(self, p: Tensor) -> Tensor:
+        return p.logit()
+
+    def rate(self, p: Tensor) -> Tensor:
+        return torch.addcmul(p, p, p, value=-1)
+
 
 class Logistic(_Symmetric):
     """1 / (1 + e^-u)."""
@@ -58,21 +64,20 @@ class Laplace(_Symmetric):
 
     def cdf_(self, v: Tensor) -> Tensor:
         above = v.ge(0).to(v.dtype)
-        return self._tail(v).sub_(above).abs_()
+        return self._decay(v).mul_(0.5).sub_(above).abs_()
 
     def density(self, mask: Tensor) -> Tensor:
         return torch.minimum(mask, 1 - mask)
 
     def moments_(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        # F = (1 + s (1 - 2 tail)) / 2 with s the sign; the sum of s is exact.
-        sign = v.sign()
-        signs, tail = sign.sum(-1, keepdim=True), self._tail(v)
-        slope = tail.sum(-1, keepdim=True)
-        return (signs + v.shape[-1]) / 2 - sign.mul_(tail).sum(-1, keepdim=True), slope
+        # F = (1 + s - s e) / 2 with s the sign of v, whose sum is exact, and e = e^-|v|.
+        sign, e = v.sign(), self._decay(v)
+        signs, slope = sign.sum(-1, keepdim=True), e.sum(-1, keepdim=True)
+        return (signs + v.shape[-1] - sign.mul_(e).sum(-1, keepdim=True)) / 2, slope / 2
 
-    def _tail(self, v: Tensor) -> Tensor:
+    def _decay(self, v: Tensor) -> Tensor:
         # exp2 is several times as fast as exp on a CPU.
-        return v.abs_().mul_(-LOG2E).exp2_().mul_(0.5)
+        return v.abs_().mul_(-LOG2E).exp2_()
 
     def quantile(self, p: Tensor) -> Tensor:
         return torch.where(p < 0.5, (2 * p).log(), -(2 * (1 - p)).log())
@@ -118,6 +123,12 @@ class Cauchy(_Symmetric):
     def quantile(self, p: Tensor) -> Tensor:
         return ((p - 0.5) * math.pi).tan()
 
+    def curve(self, p: Tensor) -> Tensor:
+        return self.quantile(p)
+
+    def rate(self, p: Tensor) -> Tensor:
+        return self.density(p)
+
 
 @dataclass(frozen=True)
 class Power:
@@ -153,8 +164,11 @@ class Power:
         slope = self.r * (power.sum(-1, keepdim=True) - w.floor().sum(-1, keepdim=True))
         return self._raised(w).sum(-1, keepdim=True), slope
 
-    def quantile(self, p: Tensor) -> Tensor:
+    def curve(self, p: Tensor) -> Tensor:
         return p.pow(1 / self.r)
+
+    def rate(self, p: Tensor) -> Tensor:
+        return self.density(p)
 
     def bracket(self, k: Tensor, n: int, half: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         middle = half - 1, -half
@@ -186,8 +200,11 @@ class Exponential:
         total = self.cdf_(v).sum(-1, keepdim=True)
         return total, total - ones
 
-    def quantile(self, p: Tensor) -> Tensor:
+    def curve(self, p: Tensor) -> Tensor:
         return p.log()
+
+    def rate(self, p: Tensor) -> Tensor:
+        return p
 
     def bracket(self, k: Tensor, n: int, half: Tensor) -> tuple[Tensor, Tensor]:
         return half, half + MARGIN * (n - k + 1).log()

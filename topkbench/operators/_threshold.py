@@ -14,9 +14,9 @@ Where t lies. Shift the scores so that u_(k) = h and u_(k+1) = -h. Whatever F is
 
 at the upper end the k-th score alone is short of 1 by (n-k) / (n-k+1), and each of the n-k scores below
 is over 0 by at most 1 / (n-k+1); at the lower end likewise. A kernel may know better (`kernels.py`).
-Safeguarded Newton steps within the bracket solve `Q(mean F(u - t)) = Q(k / n)` rather than
-`sum F(u - t) = k`: the same root, but in t nearly a straight line when the scores lie close together, where
-the other form crawls.
+Safeguarded Newton steps within the bracket solve `C(mean F(u - t)) = C(k / n)` rather than
+`sum F(u - t) = k`, with an increasing C, such as the logit: the same root, but in t nearly a straight line
+when the scores lie close together, where the other form crawls.
 """
 
 import math
@@ -30,6 +30,7 @@ from topkbench.operators._top import top_values
 from topkbench.operators._vmap import in_front
 
 FEW = 16  # scores: plain Newton steps are as good there
+PIECE = 1 << 15  # numbers of a backward pass that are worked on at once
 FREE = 4  # steps without bisection: nearly all rows need no more
 STEPS = 60  # with it, at most
 
@@ -45,7 +46,7 @@ class Kernel(Protocol):
 
     @property
     def straight(self) -> bool:
-        """Whether F is straight where it rises: then a step in Q is one in the sum itself."""
+        """Whether F is straight where it rises: then a step in C is one in the sum itself."""
 
     def cdf_(self, v: Tensor) -> Tensor:
         """F(v), in the memory of v."""
@@ -56,8 +57,11 @@ class Kernel(Protocol):
     def moments_(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Sum F(v) and sum F'(v) of each row, `(..., 1)`; v is overwritten."""
 
-    def quantile(self, p: Tensor) -> Tensor:
-        """F^-1."""
+    def curve(self, p: Tensor) -> Tensor:
+        """An increasing C for which C(mean F(u - t)) is nearly a straight line in t."""
+
+    def rate(self, p: Tensor) -> Tensor:
+        """1 / C'(p)."""
 
     def bracket(self, k: Tensor, n: int, half: Tensor) -> tuple[Tensor, Tensor]:
         """Where t lies, half the gap between the k-th and the (k+1)-th score being `half`."""
@@ -107,7 +111,7 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
     near = eps**0.5 if kernel.smooth else 16 * eps
     rounding = 2 * eps * (k if isinstance(k, int) else 1)
     v = torch.empty_like(u) if look else None
-    goal = kernel.quantile(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if curved else None
+    goal = kernel.curve(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if curved else None
     t = moved = kernel.start(low, high)
     for step in range(FREE + STEPS if look else kernel.steps):
         total, slope = kernel.moments_(torch.sub(u, t, out=v) if look else u - t)
@@ -136,7 +140,7 @@ def _newton(
     if goal is None:
         return excess / slope
     mean = total / n
-    step = (kernel.quantile(mean) - goal) * (kernel.density(mean) * n / slope)
+    step = (kernel.curve(mean) - goal) * (kernel.rate(mean) * n / slope)
     return torch.where(excess == 0, 0, step)
 
 
@@ -167,7 +171,7 @@ class _Threshold(torch.autograd.Function):
         temperature = others[0] if others else ctx.number
         h = _vjp(mask, grad, ctx.kernel)
         if ctx.number != 1:
-            h = h / temperature
+            h = h / temperature if torch.is_grad_enabled() else h.div_(temperature)
         hot = None
         if len(others) == 2:
             scores = others[1]
@@ -185,14 +189,33 @@ class _Threshold(torch.autograd.Function):
 
 
 def _vjp(mask: Tensor, grad: Tensor, kernel: Kernel) -> Tensor:
-    a = kernel.density(mask)
-    total = a.sum(-1, keepdim=True)
+    if torch.is_grad_enabled() or mask.numel() <= PIECE or torch.compiler.is_compiling():
+        a = kernel.density(mask)
+        return a * (grad - _mean(torch.linalg.vecdot(a, grad).unsqueeze(-1), a.sum(-1, keepdim=True)))
+    n, out = mask.shape[-1], torch.empty_like(mask)
+    flat = (mask.reshape(-1, n), grad.expand_as(mask).reshape(-1, n), out.view(-1, n))
+    for m, g, o in zip(*(part.split(max(1, PIECE // n)) for part in flat), strict=True):
+        _vjp_of_rows(m, g, o, kernel)
+    return out
+
+
+def _vjp_of_rows(mask: Tensor, grad: Tensor, out: Tensor, kernel: Kernel) -> None:
+    """Into `out`, in pieces of the last dimension: what is between stays in the cache, and little of it."""
+    pieces = list(zip(*(part.split(PIECE, -1) for part in (mask, grad, out)), strict=True))
+    whole = kernel.density(mask) if len(pieces) == 1 else None
+    product, total = torch.zeros_like(mask[:, :1]), torch.zeros_like(mask[:, :1])
+    for m, g, _ in pieces:
+        a = kernel.density(m) if whole is None else whole
+        product += torch.linalg.vecdot(a, g).unsqueeze(-1)
+        total += a.sum(-1, keepdim=True)
+    mean = _mean(product, total)
+    for m, g, o in pieces:
+        torch.sub(g, mean, out=o).mul_(kernel.density(m) if whole is None else whole)
+
+
+def _mean(product: Tensor, total: Tensor) -> Tensor:
     # A mask that is hard to the last bit has a = 0: its gradient is 0, not 0/0.
-    total = total + (total == 0).to(total.dtype)
-    mean = torch.linalg.vecdot(a, grad).unsqueeze(-1) / total
-    if torch.is_grad_enabled():  # the backward pass is itself differentiated
-        return a * (grad - mean)
-    return (grad - mean).mul_(a)
+    return product / (total + (total == 0).to(total.dtype))
 
 
 def threshold(scores: Tensor, k: int | Tensor, temperature: Temperature, kernel: Kernel) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
 from topkbench.operators.hard import kept
-from topkbench.operators.softmax import centred
+from topkbench.operators.softmax import scaled
 
 
 @operator(
@@ -47,7 +47,7 @@ def kept_softmax(
     Differs: a temperature, 1 in the source.
     """
     taken = kept(scores, k)
-    return (centred(scores) / temperature).masked_fill(taken == 0, -torch.inf).softmax(-1)
+    return scaled(scores, temperature).masked_fill(taken == 0, -torch.inf).softmax(-1)
 
 
 @operator(
@@ -86,4 +86,4 @@ def switch(
     Source: Fedus, Zoph & Shazeer 2022, "Switch Transformers", section 2.1, there with k = 1. Differs: any k,
     a temperature.
     """
-    return (centred(scores) / temperature).softmax(-1) * kept(scores, k)
+    return scaled(scores, temperature).softmax(-1) * kept(scores, k)
