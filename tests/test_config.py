@@ -138,3 +138,22 @@ def test_whole_numbers_may_stand_for_numbers():
 def test_the_nearest_is_found_below_another_branch_too():
     assert "did you mean train.steps?" in unknown("steps", ["train.steps", "n"])
     assert unknown("x", []) == "unknown key 'x'; allowed: none"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("+method=difftopk", "k=20"), "method.operator: keep must be at least k = 20, got 16"),
+        (("+method=entmax15", "method.operator.alpha=3"), "alpha must be in (1, 2], got 3"),
+        (("+method=softsort", "method.operator.power=3"), "method.operator.power must be one of 1, 2, got 3"),
+        (
+            ("+method=reinmax_k",),
+            "ReinMaxK needs a task whose loss is a function of the mask",
+        ),
+        (("+method=perturbed", "method.samples=0"), "method: samples must be >= 1, got 0"),
+        (("+method=imle", "method.strength=-1"), "method: strength must be > 0 and finite, got -1"),
+    ],
+)
+def test_what_an_operator_or_estimator_cannot_do_is_refused_beforehand(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(composed(*overrides))

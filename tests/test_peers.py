@@ -26,6 +26,7 @@ There is no public package of `lapsum`, `gaussian`, `cauchy`, `dftopk`, `sigmoid
 none but its special case. fast-soft-sort is not used: its KL gradient is wrong.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ import torch
 from peers import close, draw, outcome
 from torch import Tensor
 
+from topkbench import operators
 from topkbench.operators import Operator, csoftmax, entmax, entropic, pnorm, softmax, sparsemax
 from topkbench.operators.networks import bitonic, odd_even
 from topkbench.operators.permutation import neuralsort, softsort
@@ -174,3 +176,13 @@ def test_peer(peer):
             scores = draw(4, peer.n, seed=k, dtype=peer.dtype)
             theirs = outcome(peer.theirs, scores, k, temperature)
             close(outcome(peer.ours, scores, k, temperature), theirs, peer.tol)
+
+
+DISTRIBUTIONS = {"colt5_attention": "colt5-attention", "qfeval_functions": "qfeval-functions", "ot": "POT"}
+
+
+@pytest.mark.parametrize("name", [name for name, op in vars(operators).items() if isinstance(op, Operator)])
+def test_the_table_of_methods_names_the_packages_that_are_compared(name):
+    claimed = set(getattr(operators, name).about.checked.partition("; ")[2].split(", ")) - {""}
+    packages = {peer.package for peer in PEERS if re.match(rf"{name}\b", peer.name)} - {"torch"}
+    assert claimed == {DISTRIBUTIONS.get(package, package) for package in packages}

@@ -75,10 +75,25 @@ def catalogue() -> pd.DataFrame:
     return rows.sort_values(["family", "method"], ignore_index=True)
 
 
+def text(table: pd.DataFrame) -> str:
+    """For a terminal: a family at a time, its methods a line each, and what they have in common once."""
+    lines = []
+    for family, methods in table.groupby("family"):
+        lines.append(f"\n{family}")
+        for _, own in methods.iterrows():
+            through = f"{own['estimator']}({own['operator']})" if own["operator"] else own["estimator"]
+            noise = " random" if own["random"] else ""
+            lines.append(f"  {own['method']:<22} {through:<35} {own['promises']}{noise}".rstrip())
+            lines.append(f"  {'':<22} {own['parts']}; {own['cost']}; {own['source']}")
+            if own["checked against"]:
+                lines.append(f"  {'':<22} checked: {own['checked against']}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the table; save it where a folder is given."""
     table = catalogue()
-    print(table.to_string(index=False, max_colwidth=60))
+    print(text(table))
     print(f"\n{len(table)} methods. {NOTE}")
     if len(sys.argv) > 1:
         paths = tables.write_plain(table, Path(sys.argv[1]), "methods", " ".join(NOTE.split()))

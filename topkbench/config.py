@@ -22,6 +22,7 @@ from topkbench.choices import ConfigError, IncompatibleError, conf_dir, unknown
 from topkbench.methods import Method
 from topkbench.methods._contract import answers_for
 from topkbench.operators import Operator
+from topkbench.operators._contract import bound
 from topkbench.optimizers import Optimizer
 from topkbench.schedules import Schedule
 from topkbench.tasks import Task
@@ -71,6 +72,7 @@ class Experiment:
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
         _check_device(self.device)
+        _check_options(self.method, self.k)
         if self.task.wants not in answers_for(self.method):
             raise IncompatibleError(
                 f"{type(self.method).__name__} needs a task whose loss is a function of the "
@@ -165,7 +167,8 @@ def _checked(target: Any, arguments: Mapping[str, Any], prefix: str, partial: bo
     parameters = dict(inspect.signature(target).parameters)
     if isinstance(target, Operator):
         parameters = {name: each for name, each in parameters.items() if name not in GIVEN_LATER}
-    hints = typing.get_type_hints(target) if inspect.isclass(target) else {}
+    hinted = target.function if isinstance(target, Operator) else target
+    hints = typing.get_type_hints(hinted) if inspect.isclass(target) or hinted is not target else {}
     checked = {}
     for name, value in arguments.items():
         if name not in parameters:
@@ -219,12 +222,22 @@ def _lacks(value: Any, protocol: Any) -> str:
 def _describe(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         # Tensors come from code: nobody can write one on a command line.
         words = (_describe(each) for each in typing.get_args(hint) if each is not Tensor)
         return " or ".join(dict.fromkeys(words))
     return names.get(hint, "a group of settings")
+
+
+def _check_options(method: Method, k: int) -> None:
+    """Whether the operator of a method takes its options and k: tried on the fewest scores that have a k."""
+    if hasattr(method, "operator"):
+        operator, options = bound(method.operator)
+        try:
+            operator(torch.zeros(k + 1), k, 1.0, **options)
+        except ValueError as error:
+            raise ConfigError(f"method.operator: {error}") from error
 
 
 def _check_device(name: str) -> None:

@@ -120,7 +120,7 @@ class AdaptiveIMLE(ImplicitMLE):
     """
 
     about: ClassVar[About] = About(
-        "finite difference", "two top-k a sample", "Minervini et al. 2023", "explicit formula; pyepo"
+        "finite difference", "two top-k a sample", "Minervini et al. 2023", "explicit formula"
     )
     rate: float = 1e-4
     decay: float = 0.9

@@ -34,7 +34,7 @@ class Perturbed:
     """
 
     about: ClassVar[About] = About(
-        "perturbed", "N top-k, memory N n", "Berthet et al. 2020", "enumeration, normal law"
+        "perturbed", "N top-k, memory N n", "Berthet et al. 2020", "enumeration, normal law; pyepo, optax"
     )
     temperature: Temperature = 1.0
     samples: int = 10

@@ -43,6 +43,7 @@ def _neuralsort_mask(scores: Tensor, k: int | Tensor, temperature: Temperature) 
     family="permutation",
     cost="k n, memory n",
     source="Grover, Wang, Zweig & Ermon 2019",
+    checked="explicit formula; difftopk",
 )
 def neuralsort(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
@@ -139,6 +140,7 @@ def _softsort_rows(u: Tensor, index: Tensor, power: Power) -> Tensor:
     family="permutation",
     cost="n + k^2; k n with power=2",
     source="Prillo & Eisenschlos 2020",
+    checked="explicit formula; difftopk, softtorch",
 )
 def softsort(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0, *, power: Power = 1

@@ -137,6 +137,7 @@ def _between(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
     family="ranks",
     cost="n log n",
     source="Blondel, Teboul, Berthet & Djolonga 2020",
+    checked="pooling of violators; torchsort",
 )
 def soft_rank(
     scores: Float[Tensor, "*rows n"],
@@ -188,6 +189,7 @@ def soft_rank(
     family="ranks",
     cost="n^2, memory n",
     source="Qin, Liu & Li 2010; Brown et al. 2020; Patel, Tolias & Matas 2022",
+    checked="explicit formula",
 )
 def smooth_rank(
     scores: Float[Tensor, "*rows n"],

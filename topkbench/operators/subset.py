@@ -124,7 +124,7 @@ def _covariance(u: Tensor, g: Tensor, counted: Counted) -> Tensor:
     family="subset distribution",
     cost="n k",
     source="Ahmed, Zeng, Niepert & Van den Broeck 2023",
-    checked="enumeration",
+    checked="enumeration; difftopk",
 )
 def marginals(
     scores: Float[Tensor, "*rows n"], k: int | Int[Tensor, "*ks"], temperature: Temperature = 1.0

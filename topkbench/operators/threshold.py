@@ -23,7 +23,7 @@ def _power(p: float) -> Power:
     family=FAMILY,
     cost=COST,
     source="Amos, Koltun & Kolter 2019 (LML); Xie et al. 2020 (SOFT)",
-    checked="bracketing; softtorch, ott-jax",
+    checked="bracketing; qfeval-functions",
 )
 def entropic(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
@@ -143,7 +143,7 @@ def cauchy(
     family=FAMILY,
     cost=COST,
     source="Martins & Astudillo 2016; Malaviya et al. 2018",
-    checked="bracketing between kinks; entmax, jaxopt",
+    checked="pooling of kinks; entmax, jaxopt, optax",
 )
 def sparsemax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0
@@ -179,7 +179,7 @@ def sparsemax(
     family=FAMILY,
     cost=COST,
     source="Peters, Niculae & Martins 2019",
-    checked="bracketing between kinks; entmax",
+    checked="pooling of kinks; entmax",
 )
 def entmax(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, alpha: float = 1.5
@@ -212,7 +212,7 @@ def entmax(
 
 
 @operator(
-    sparse=True, family=FAMILY, cost=COST, source="Sander et al. 2023", checked="bracketing between kinks"
+    sparse=True, family=FAMILY, cost=COST, source="Sander et al. 2023", checked="pooling of kinks; entmax"
 )
 def pnorm(
     scores: Float[Tensor, "*rows n"], k: int | Tensor, temperature: Temperature = 1.0, *, p: float = 4 / 3
