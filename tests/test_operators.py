@@ -160,6 +160,21 @@ def test_solver_converges_on_many_scores(op, spread, power):
         close(op(scores, k).sum(-1), torch.full((50,), k), tol=1e-12)
 
 
+@over(THRESHOLD)
+@pytest.mark.parametrize(("shape", "k"), [((50, 30), 7), ((2, 3, 400), 20), ((2000,), 100)])
+def test_large_tensors_are_worked_on_in_pieces_with_the_same_outcome(op, shape, k, monkeypatch):
+    outcomes = []
+    for piece in (1 << 30, 100, 1000):
+        monkeypatch.setattr("topkbench.operators._threshold.PIECE", piece)
+        scores = draw(*shape).requires_grad_()
+        mask = op(scores, k, 0.7)
+        mask.backward(draw(*shape, seed=1))
+        outcomes.append((mask.detach(), scores.grad))
+    for pieces in outcomes[1:]:
+        for ours, whole in zip(pieces, outcomes[0], strict=True):
+            close(ours, whole, tol=1e-9)
+
+
 @over(SMOOTH)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_smooth_operators_have_derivatives_at_ties(op, k):

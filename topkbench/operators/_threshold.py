@@ -20,6 +20,7 @@ when the scores lie close together, where the other form crawls.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -30,7 +31,7 @@ from topkbench.operators._top import top_values
 from topkbench.operators._vmap import in_front
 
 FEW = 16  # scores: plain Newton steps are as good there
-PIECE = 1 << 15  # numbers of a backward pass that are worked on at once
+PIECE = 1 << 16  # numbers that are worked on at once
 FREE = 4  # steps without bisection: nearly all rows need no more
 STEPS = 60  # with it, at most
 
@@ -110,11 +111,10 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
     eps = torch.finfo(u.dtype).eps
     near = eps**0.5 if kernel.smooth else 16 * eps
     rounding = 2 * eps * (k if isinstance(k, int) else 1)
-    v = torch.empty_like(u) if look else None
     goal = kernel.curve(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if curved else None
     t = moved = kernel.start(low, high)
     for step in range(FREE + STEPS if look else kernel.steps):
-        total, slope = kernel.moments_(torch.sub(u, t, out=v) if look else u - t)
+        total, slope = _moments(u, t, kernel)
         # A total that is right to rounding stays: the slope of a hard mask is rounding too.
         excess = torch.nn.functional.hardshrink(total - target, rounding)
         newton = t + _newton(total, slope, excess, goal, n, kernel)
@@ -131,6 +131,31 @@ def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
         if look and step > 0 and settled.all():
             break
     return t
+
+
+def _moments(u: Tensor, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Sum F(u - t) and sum F'(u - t) of each row, `(..., 1)`."""
+    if not _in_pieces(u):
+        return kernel.moments_(u - t)
+    n, shape = u.shape[-1], u.shape[:-1]
+    totals, slopes = [], []
+    for u_rows, t_rows in _pieces(u.view(-1, n), t.expand(*shape, 1).reshape(-1, 1)):
+        sums = [kernel.moments_(piece - t_rows) for piece in u_rows.split(PIECE, -1)]
+        total, slope = (sum(part[1:], part[0]) for part in zip(*sums, strict=True))
+        totals.append(total)
+        slopes.append(slope)
+    return torch.cat(totals).view(*shape, 1), torch.cat(slopes).view(*shape, 1)
+
+
+def _in_pieces(numbers: Tensor) -> bool:
+    """Whether a tensor is so large that work on pieces of it pays: they stay in the cache of one core."""
+    return numbers.numel() > PIECE and readable(numbers)
+
+
+def _pieces(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """So many rows at a time as make a piece, at least one."""
+    rows = max(1, PIECE // max(part.shape[-1] for part in parts))
+    return zip(*(part.split(rows) for part in parts), strict=True)
 
 
 def _newton(
@@ -189,12 +214,12 @@ class _Threshold(torch.autograd.Function):
 
 
 def _vjp(mask: Tensor, grad: Tensor, kernel: Kernel) -> Tensor:
-    if torch.is_grad_enabled() or mask.numel() <= PIECE or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or not _in_pieces(mask):
         a = kernel.density(mask)
         return a * (grad - _mean(torch.linalg.vecdot(a, grad).unsqueeze(-1), a.sum(-1, keepdim=True)))
     n, out = mask.shape[-1], torch.empty_like(mask)
     flat = (mask.reshape(-1, n), grad.expand_as(mask).reshape(-1, n), out.view(-1, n))
-    for m, g, o in zip(*(part.split(max(1, PIECE // n)) for part in flat), strict=True):
+    for m, g, o in _pieces(*flat):
         _vjp_of_rows(m, g, o, kernel)
     return out
 
