@@ -40,7 +40,7 @@ class GumbelRao(OfOperator):
         ValueError: temperature, samples or scale out of range.
 
     Source: Paulus, Maddison & Krause 2021, "Rao-Blackwellizing the Straight-Through Gumbel-Softmax Gradient
-    Estimator", section 3; the law of the race: Yellott 1977. Differs: k-hot, given the order of the draw.
+    Estimator"; the law of the race: Yellott 1977. Differs: k-hot, given the order of the draw.
     """
 
     about: ClassVar[About] = About(

@@ -116,7 +116,7 @@ class AdaptiveIMLE(ImplicitMLE):
         ValueError: one of them out of range, or an unknown noise.
 
     Source: Minervini, Franceschi & Niepert 2023, "Adaptive Perturbation-Based Gradient Estimation for
-    Discrete Latent Variable Models", section 4. Differs: one lambda for the step and the division by it.
+    Discrete Latent Variable Models". Differs: one lambda for the step and the division by it.
     """
 
     about: ClassVar[About] = About(

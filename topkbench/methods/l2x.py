@@ -25,7 +25,7 @@ class L2X:
         ValueError: temperature <= 0, infinite or NaN.
 
     Source: Chen, Song, Wainwright & Jordan 2018, "Learning to Explain: An Information-Theoretic Perspective
-    on Model Interpretation", section 3.3.
+    on Model Interpretation".
     """
 
     about: ClassVar[About] = About(

@@ -29,7 +29,7 @@ class Perturbed:
     Raises:
         ValueError: temperature or samples out of range, or an unknown noise.
 
-    Source: Berthet et al. 2020, "Learning with Differentiable Perturbed Optimizers", section 4.1. Differs:
+    Source: Berthet et al. 2020, "Learning with Differentiable Perturbed Optimizers". Differs:
     see `operators.perturbed.perturbed_mask`.
     """
 

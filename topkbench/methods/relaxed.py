@@ -14,9 +14,9 @@ class Relaxed(OfNoisyOperator):
     """The task's loss of the relaxed mask or of the relaxed values.
 
     With Gumbel noise on what is ranked it is relaxed subset sampling: with `operators.softmax` that of Xie &
-    Ermon 2019, "Reparameterizable Subset Sampling via Continuous Relaxations", section 3; with a projection
+    Ermon 2019, "Reparameterizable Subset Sampling via Continuous Relaxations"; with a projection
     onto the k-hot polytope a stochastic softmax trick (Paulus et al. 2020, "Gradient Estimation with
-    Stochastic Softmax Tricks", eq. (5)).
+    Stochastic Softmax Tricks").
     """
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:

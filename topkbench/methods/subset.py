@@ -48,8 +48,8 @@ class Simple(OfSubset):
     mask. Where values are wanted, row j of the selection is the one-hot of the j-th largest of the drawn
     scores, and its gradient that of the nested marginals' differences.
 
-    Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling",
-    section 3. Differs: a temperature (there 1); the rows for values are ours.
+    Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling".
+    Differs: a temperature (there 1); the rows for values are ours.
     """
 
     about: ClassVar[About] = About("subset distribution", "n k log n", "Ahmed et al. 2023", "enumeration")
@@ -109,7 +109,7 @@ class TaylorControl(OfSubset):
     unbiased whatever the loss, which is evaluated twice, once at a mask that is not hard.
 
     Source: Gu, Levine, Sutskever & Mnih 2016, "MuProp: Unbiased Backpropagation for Stochastic Neural
-    Networks", section 3. Differs: there Bernoulli units and their mean-field network, here k-subsets and
+    Networks". Differs: there Bernoulli units and their mean-field network, here k-subsets and
     their marginals.
     """
 

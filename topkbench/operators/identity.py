@@ -101,7 +101,7 @@ def projected_identity(
         ValueError: k or temperature out of range.
 
     Source: Sahoo et al. 2023, "Backpropagation through Combinatorial Algorithms: Identity with Projection
-    Works", section 3.3. Differs: the shares; noise, where it is wanted, is the estimator's.
+    Works". Differs: the shares; noise, where it is wanted, is the estimator's.
     """
     rows = _projected(scores, k, temperature) / k
     return rows.unsqueeze(-2).expand(*scores.shape[:-1], k, scores.shape[-1])

@@ -207,8 +207,8 @@ def perturbed_mask(
 
     Cost: N top-k and N n numbers, the noise, kept for the backward pass.
 
-    Source: Berthet et al. 2020, "Learning with Differentiable Perturbed Optimizers", Prop. 3.1 and
-    section 4.1. Differs: the b_i (the mean of the others, which keeps the estimate unbiased: a division by
+    Source: Berthet et al. 2020, "Learning with Differentiable Perturbed Optimizers", Prop. 3.1.
+    Differs: the b_i (the mean of the others, which keeps the estimate unbiased: a division by
     N - 1), the pairs, and the derivative in the temperature.
     """
     return _perturbed(scores, k, temperature, False, samples, law, antithetic, centred, noise, generator)
@@ -247,7 +247,7 @@ def perturbed_selection(
 
     Cost: as the mask, and k n numbers.
 
-    Source: Cordonnier et al. 2021, "Differentiable Patch Selection for Image Recognition", section 3.2.
+    Source: Cordonnier et al. 2021, "Differentiable Patch Selection for Image Recognition".
     Differs: rows by rank and not by place, and as the mask.
     """
     return _perturbed(scores, k, temperature, True, samples, law, antithetic, centred, noise, generator)

@@ -34,7 +34,7 @@ def gumbel_top_k(
 
     Cost: one top-k.
 
-    Source: Kool, van Hoof & Welling 2019, "Stochastic Beams and Where to Find Them", section 2; the law
+    Source: Kool, van Hoof & Welling 2019, "Stochastic Beams and Where to Find Them"; the law
     itself, Plackett 1975.
     """
     temperature = prepared(scores, k, temperature)
@@ -61,7 +61,7 @@ def log_probability(
 
     Cost: n for each sample.
 
-    Source: Kool, van Hoof & Welling 2019, section 2. Differs: what is left is summed up from the last draw
+    Source: Kool, van Hoof & Welling 2019. Differs: what is left is summed up from the last draw
     to the first, since subtracting what was drawn from the whole would cancel.
     """
     temperature = prepared(scores, order.shape[-1], temperature)

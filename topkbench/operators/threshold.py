@@ -203,7 +203,7 @@ def entmax(
 
     Cost: one top-(k+1), then 4 to 8 passes over the scores.
 
-    Source: Peters, Niculae & Martins 2019, "Sparse Sequence-to-Sequence Models", eq. (8), without the cap
+    Source: Peters, Niculae & Martins 2019, "Sparse Sequence-to-Sequence Models", without the cap
     at k = 1. Differs: capped, sum k; Newton steps instead of sorting or bisection.
     """
     if not 1 < alpha <= 2:
@@ -237,7 +237,7 @@ def pnorm(
     Cost: one top-(k+1), then 4 to 10 passes over the scores.
 
     Source: Sander, Puigcerver, Djolonga, Peyre & Blondel 2023, "Fast, Differentiable and Sparse Top-k: a
-    Convex Analysis Perspective", section 4. Differs: Newton steps for the threshold, where the source pools
+    Convex Analysis Perspective". Differs: Newton steps for the threshold, where the source pools
     adjacent violators after a sort, or runs Dykstra's projections.
     """
     if not 1 < p <= 2:
@@ -273,7 +273,7 @@ def csoftmax(
     Cost: one top-(k+1), then 3 to 10 passes over the scores.
 
     Source: Martins & Kreutzer 2017, "Learning What's Easy: Fully Differentiable Neural Easy-First Taggers",
-    section 4 (with cap 1 and sum k). It is the fixed point of the coordinate descent in Ainslie et al. 2023,
+    with cap 1 and sum k. It is the fixed point of the coordinate descent in Ainslie et al. 2023,
     "CoLT5", whose 20 to 50 iterations stop short of it. Differs: exact, by Newton steps.
     """
     return threshold(scores, k, temperature, Exponential())
