@@ -11,7 +11,8 @@ at once, with the scores, the incoming and the outgoing gradient, in units of th
 
 Packages that are not installed are left out (`pip install -c constraints.txt -e '.[peers]'`). --compile adds
 our threshold operators under torch.compile. Writes to OUT (by default results/speed) the table (CSV,
-Markdown), a figure for each device and number of threads (PDF, PNG) and where they come from (JSON).
+Markdown), a figure for each device and number of threads (PDF, PNG) and where they come from (JSON). What is
+measured again replaces what an earlier run into the same folder found.
 """
 
 import argparse
@@ -230,6 +231,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def with_earlier(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The rows of an earlier run into the same folder, each replaced where it was measured again."""
+    if not file.is_file():
+        return table
+    key = ["device", "threads", "contender", "batch", "n", "k"]
+    earlier = pd.read_csv(file)
+    both = pd.concat([earlier, table]).drop_duplicates(key, keep="last").set_index(key)
+    order = pd.concat([earlier, table])[key].drop_duplicates()
+    return both.loc[pd.MultiIndex.from_frame(order)].reset_index()[table.columns]
+
+
 def main() -> None:
     """Measure, draw and save."""
     wanted = arguments()
@@ -244,7 +256,7 @@ def main() -> None:
         names = [name for name in contenders(device, wanted.compile) if name in (wanted.only or [name])]
         for cell in cells:
             jobs += [Job(device, threads, name, cell, wanted.seconds, wanted.compile) for name in names]
-    table = everything(jobs)
+    table = with_earlier(everything(jobs), wanted.out / "speed.csv")
     about = provenance(settings)
     with replacing(wanted.out / "speed.csv") as draft:
         table.to_csv(draft, index=False, float_format="%.6g")

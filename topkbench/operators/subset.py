@@ -149,8 +149,8 @@ def marginals(
     Cost: time and memory n min(k, n-k), in 2 log2 n batched steps; three times that for the gradient. What
     is kept for the backward pass is n numbers. The range of a k in a tensor is looked at.
 
-    Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling"; as a
-    relaxation, Vivier-Ardisson et al. 2026, "Differentiable Knapsack and Top-k Operators via
+    Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling";
+    as a relaxation, Vivier-Ardisson et al. 2026, "Differentiable Knapsack and Top-k Operators via
     Dynamic Programming". Differs: a tree in place of a recursion over the n scores, probabilities shifted
     to sum k in place of logarithms (and of their floor of -300 in the published code).
     """
