@@ -242,6 +242,11 @@ def with_earlier(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     return both.loc[pd.MultiIndex.from_frame(order)].reset_index()[table.columns]
 
 
+def earlier_runs(file: Path) -> list[dict[str, Any]]:
+    """Where the rows of earlier runs come from."""
+    return json.loads(file.read_text())["runs"] if file.is_file() else []
+
+
 def main() -> None:
     """Measure, draw and save."""
     wanted = arguments()
@@ -257,7 +262,7 @@ def main() -> None:
         for cell in cells:
             jobs += [Job(device, threads, name, cell, wanted.seconds, wanted.compile) for name in names]
     table = with_earlier(everything(jobs), wanted.out / "speed.csv")
-    about = provenance(settings)
+    about = {"runs": [*earlier_runs(wanted.out / "speed.json"), provenance(settings)]}
     with replacing(wanted.out / "speed.csv") as draft:
         table.to_csv(draft, index=False, float_format="%.6g")
     with replacing(wanted.out / "speed.md") as draft:
