@@ -175,6 +175,23 @@ def test_large_tensors_are_worked_on_in_pieces_with_the_same_outcome(op, shape, 
             close(ours, whole, tol=1e-9)
 
 
+@over(OPERATORS)
+def test_scores_may_lie_in_memory_as_they_like(op, monkeypatch):
+    monkeypatch.setattr("topkbench.operators._threshold.PIECE", 10)
+    g = draw(4, 3, 6, seed=1)
+    outcomes = []
+    for scores in (draw(6, 4, 3).movedim(0, -1), draw(3, 4, 6).transpose(0, 1)):
+        for own in (scores.contiguous(), scores):
+            leaf = own.expand(4, 3, 6).requires_grad_()
+            mask = op(leaf, 2, 0.7)
+            outcomes.append((mask, torch.autograd.grad(mask, leaf, g.expand_as(mask))[0]))
+            mask = op(leaf, 2, 0.7)
+            torch.autograd.grad(mask.sum(), leaf)  # an expanded cotangent
+    for plain, strided in (outcomes[:2], outcomes[2:]):
+        for ours, expected in zip(strided, plain, strict=True):
+            close(ours, expected, tol=1e-12)
+
+
 @over(SMOOTH)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_smooth_operators_have_derivatives_at_ties(op, k):

@@ -139,7 +139,7 @@ def _moments(u: Tensor, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return kernel.moments_(u - t)
     n, shape = u.shape[-1], u.shape[:-1]
     totals, slopes = [], []
-    for u_rows, t_rows in _pieces(u.view(-1, n), t.expand(*shape, 1).reshape(-1, 1)):
+    for u_rows, t_rows in _pieces(u.reshape(-1, n), t.expand(*shape, 1).reshape(-1, 1)):
         sums = [kernel.moments_(piece - t_rows) for piece in u_rows.split(PIECE, -1)]
         total, slope = (sum(part[1:], part[0]) for part in zip(*sums, strict=True))
         totals.append(total)
@@ -217,7 +217,7 @@ def _vjp(mask: Tensor, grad: Tensor, kernel: Kernel) -> Tensor:
     if torch.is_grad_enabled() or not _in_pieces(mask):
         a = kernel.density(mask)
         return a * (grad - _mean(torch.linalg.vecdot(a, grad).unsqueeze(-1), a.sum(-1, keepdim=True)))
-    n, out = mask.shape[-1], torch.empty_like(mask)
+    n, out = mask.shape[-1], torch.empty_like(mask, memory_format=torch.contiguous_format)
     flat = (mask.reshape(-1, n), grad.expand_as(mask).reshape(-1, n), out.view(-1, n))
     for m, g, o in _pieces(*flat):
         _vjp_of_rows(m, g, o, kernel)
