@@ -82,7 +82,8 @@ def test_what_is_not_guaranteed_does_not_hold(check, op):
 def test_every_check_is_run():
     assert set(testing.GUARANTEED) == {field.name for field in dataclasses.fields(Guarantees)}
     defined = {f for name, f in vars(testing).items() if name.startswith("check_")}
-    assert defined - {testing.check_operator} == {*testing.GUARANTEED.values(), *testing.ALWAYS}
+    parts = {testing.check_operator, testing.check_infinite, testing.check_masked}
+    assert defined - parts == {*testing.GUARANTEED.values(), *testing.ALWAYS}
 
 
 def test_check_operator_fails_where_a_check_does():
@@ -173,6 +174,28 @@ def test_large_tensors_are_worked_on_in_pieces_with_the_same_outcome(op, shape, 
     for pieces in outcomes[1:]:
         for ours, whole in zip(pieces, outcomes[0], strict=True):
             close(ours, whole, tol=1e-9)
+
+
+@over(THRESHOLD)
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_many_ties_at_the_bottom(op, looks, dtype, monkeypatch):
+    """As after a rectifier: steps land where every entry is 0 or 1, and must come back."""
+    if not looks:
+        monkeypatch.setattr("topkbench.operators._threshold.readable", lambda _: False)
+    for n in (17, 64, 1000):
+        scores = draw(8, n).relu().to(dtype)
+        for k in sorted({1, n // 10, n // 2, 13 * n // 17, 9 * n // 10, n - 1, n}):
+            for temperature in (0.01, 0.1, 1.0, 10.0):
+                total = op(scores, k, temperature).sum(-1)
+                close(total, torch.full_like(total, k), tol=1e-4 if dtype == torch.float32 else 1e-7)
+
+
+@over(OPERATORS)
+def test_vmap_over_the_temperature_alone(op):
+    scores, hot = draw(5), torch.tensor([0.3, 1.0], dtype=torch.float64)
+    batched = torch.vmap(lambda t: op(scores, 2, t))(hot)
+    close(batched, torch.stack([op(scores, 2, t.item()) for t in hot]), tol=1e-12)
 
 
 @over(OPERATORS)

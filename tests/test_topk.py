@@ -105,6 +105,26 @@ def test_bad_tensors_k(k, error, message):
         operators.entropic.selection(draw(3, 6), torch.tensor([1, 2, 3]))
 
 
+def test_what_cannot_be_is_refused_by_name():
+    with pytest.raises(
+        ValueError, match=r"^'ste_hard': hard is no relaxation; ste_ stands before an operator$"
+    ):
+        topk_mask(draw(3, 6), 2, "ste_hard")
+    with pytest.raises(
+        TypeError, match=r"^k must be an int for perturbed top-k, got a tensor of shape \(3,\)$"
+    ):
+        topk_mask(draw(3, 6), torch.tensor([1, 2, 3]), "perturbed")
+    with pytest.raises(ValueError, match=r"a selection of scores \(64, 100000\) takes 23\.8 GiB"):
+        operators.entropic.selection(torch.empty(64, 10**5), 1000)
+
+
+def test_a_masked_score_does_not_spoil_straight_through():
+    scores = torch.tensor([1.0, -torch.inf, 0.0], requires_grad=True)
+    mask = topk_mask(scores, 1, "ste")
+    mask[0].backward()
+    assert mask.tolist() == scores.grad.tolist() == [1, 0, 0]
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(name, dtype):

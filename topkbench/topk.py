@@ -9,6 +9,7 @@ from topkbench import operators
 from topkbench.nearest import unknown
 from topkbench.operators import Operator, hard_mask, perturbed_mask
 from topkbench.operators._contract import Temperature
+from topkbench.operators.hard import straight_through
 
 STRAIGHT_THROUGH = "ste_"
 PLAIN = {"hard": hard_mask, "perturbed": perturbed_mask}
@@ -38,8 +39,8 @@ def topk_mask(
     Args:
         scores: `(..., n)`, floating point. Half precision is computed in float32.
         k: In [1, n]; a tensor that broadcasts with the leading dimensions gives each row its own.
-        method: An operator of `topkbench.operators`, "hard", "perturbed", or "ste_" and an operator: the hard
-            mask with that operator's gradient. "ste" is the plain straight-through estimator.
+        method: An operator of `topkbench.operators`, "hard", "perturbed" (k a number), or "ste_" and an
+            operator: the hard mask with that operator's gradient. "ste" is the plain straight-through one.
         temperature: > 0, the smoothing strength; a tensor broadcasts `(..., 1)`. "hard" has none.
         check: Look at all numbers and refuse NaN, a temperature that is not > 0 and a k out of range also
             where they are in tensors on an accelerator, which waits for it. Without it NaN gives NaN.
@@ -59,8 +60,10 @@ def topk_mask(
     if method == "ste":
         method = STRAIGHT_THROUGH + "identity"
     if method.startswith(STRAIGHT_THROUGH):
-        soft = _named(method.removeprefix(STRAIGHT_THROUGH), method)(scores, k, temperature, **options)
-        return operators.hard_mask(scores, k) + (soft - soft.detach())
+        name = method.removeprefix(STRAIGHT_THROUGH)
+        if name in PLAIN:
+            raise ValueError(f"{method!r}: {name} is no relaxation; ste_ stands before an operator")
+        return straight_through(hard_mask(scores, k), _named(name, method)(scores, k, temperature, **options))
     return _named(method, method)(scores, k, temperature, **options)
 
 

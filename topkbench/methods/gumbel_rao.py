@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from topkbench.methods._contract import OfOperator, Step, positive
-from topkbench.methods.straight_through import through
 from topkbench.operators import About, hard_mask, hard_selection
 from topkbench.operators._contract import bound, check_size
+from topkbench.operators.hard import straight_through
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class GumbelRao(OfOperator):
         part = operator.selection if values else operator
         soft = part(ranked, step.k, self.temperature, **options).mean(0)
         hard = hard_selection(drawn, step.k) if values else hard_mask(drawn, step.k)
-        return step.of(through(hard, soft))
+        return step.of(straight_through(hard, soft))
 
 
 def conditional(

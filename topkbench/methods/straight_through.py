@@ -8,11 +8,12 @@ from torch import Tensor
 from topkbench.methods._contract import OfNoisyOperator, Step
 from topkbench.operators import hard_mask, hard_selection
 from topkbench.operators._contract import bound
+from topkbench.operators.hard import straight_through
 
 
 @dataclass(frozen=True)
 class StraightThrough(OfNoisyOperator):
-    """One rule for every operator: `hard + (soft - soft.detach())`, on the mask or on the selection P.
+    """One rule for every operator: the value of the hard mask or selection P, the gradient of the soft one.
 
     The values are `v = P q`, so that their gradient has the hard part `P^T g` and the part that flows
     through the choice. With `topkbench.operators.identity` it is the plain straight-through estimator.
@@ -34,11 +35,6 @@ class StraightThrough(OfNoisyOperator):
         ranked = self.ranked(step)
         if step.wants == "mask":
             soft = operator(ranked, step.k, self.temperature, **options)
-            return step.loss(through(hard_mask(ranked, step.k), soft))
+            return step.loss(straight_through(hard_mask(ranked, step.k), soft))
         soft = operator.selection(ranked, step.k, self.temperature, **options)
-        return step.of(through(hard_selection(ranked, step.k), soft))
-
-
-def through(hard: Tensor, soft: Tensor) -> Tensor:
-    """`hard`, to the last bit, with the gradient of `soft`."""
-    return hard + (soft - soft.detach())
+        return step.of(straight_through(hard_selection(ranked, step.k), soft))

@@ -10,7 +10,7 @@ from torch import Tensor
 from topkbench.methods._contract import BOTH, Step, positive, refuse
 from topkbench.operators import About
 from topkbench.operators._contract import Part, Temperature
-from topkbench.operators.hard import hard_selection
+from topkbench.operators.hard import hard_selection, straight_through
 from topkbench.operators.subset import log_probability, marginals, sample
 
 
@@ -63,7 +63,7 @@ class Simple(OfSubset):
         else:
             soft = marginals.selection(step.scores, step.k, self.temperature)
             hard = hard_selection(step.scores.detach().masked_fill(hard == 0, -torch.inf), step.k)
-        return step.of(hard + (soft - soft.detach()))
+        return step.of(straight_through(hard, soft))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.methods._contract import OfOperator, Step
-from topkbench.methods.straight_through import through
 from topkbench.operators import About, hard_selection
 from topkbench.operators._contract import bound
+from topkbench.operators.hard import straight_through
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Systematic(OfOperator):
             soft = operator.selection(step.scores, step.k, self.temperature, **options)
             kept = step.scores.detach().masked_fill(hard == 0, -torch.inf)
             hard = hard_selection(kept, step.k)
-        return step.of(through(hard, soft))
+        return step.of(straight_through(hard, soft))
 
 
 def drawn(

@@ -104,7 +104,7 @@ class Operator:
     ) -> Float[Tensor, "*rows n"]:
         """The relaxed mask of each row of scores; a tensor k `(...)` gives each row its own.
 
-        A tensor k broadcasts with the leading dimensions. Its values are looked at on the CPU alone.
+        A tensor k broadcasts with the leading dimensions. Its values are looked at on the CPU.
         """
         return self._computed(self._mask, scores, k, temperature, options)
 
@@ -153,7 +153,7 @@ class Operator:
             return self.function(scores, k, temperature, **options)
         if isinstance(k, int):
             return self.function(scores, k, temperature, **options).sum(-2)
-        rows = self.function(scores, int(k.max()), temperature, **options)
+        rows = self.function(scores, largest(k, scores.shape[-1]), temperature, **options)
         taken = torch.arange(rows.shape[-2], device=k.device) < k.unsqueeze(-1)
         return (rows * taken.unsqueeze(-1).to(rows.dtype)).sum(-2)
 
@@ -174,6 +174,7 @@ class Operator:
         """Masks for 1, ..., k side by side: (..., k, n)."""
         if isinstance(temperature, Tensor) and temperature.dim() > 1:
             temperature = temperature.unsqueeze(-2)
+        check_size(k * scores.numel(), scores, "a selection")
         counts = torch.arange(1, k + 1, device=scores.device)
         return self.function(scores.unsqueeze(-2), counts, temperature, **options)
 
@@ -255,6 +256,13 @@ def _check_counts(k: Tensor, scores: Tensor) -> None:
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor's numbers can be looked at without making an accelerator or a transformation wait."""
     return tensor.device.type == "cpu" and not transformed(tensor)
+
+
+def largest(k: int | Tensor, n: int) -> int:
+    """The largest k of any row, or n where it may not be looked at."""
+    if isinstance(k, int):
+        return k
+    return int(k.max()) if readable(k) and k.numel() else n
 
 
 def transformed(tensor: Tensor) -> bool:

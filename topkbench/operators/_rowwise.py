@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from topkbench.operators._contract import largest
 from topkbench.operators._vmap import in_front
 
 BLOCK = 1 << 21  # numbers in a block of rows
@@ -41,7 +42,7 @@ def row_weights(k: int | Tensor, n: int, like: Tensor) -> Float[Tensor, "*ks row
     """1 for the first k rows, 0 for the others, as many rows as the largest k asks for."""
     if isinstance(k, int):
         return like.new_ones(k)
-    most = int(k.max()) if k.numel() else n
+    most = largest(k, n)
     return (torch.arange(most, device=k.device) < k.unsqueeze(-1)).to(like.dtype)
 
 

@@ -19,7 +19,6 @@ Safeguarded Newton steps within the bracket solve `C(mean F(u - t)) = C(k / n)` 
 when the scores lie close together, where the other form crawls.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -88,18 +87,15 @@ def centred(scores: Tensor, k: int | Tensor, *, moving: bool = False) -> tuple[T
         ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), most)
         rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
         kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=most - 1))
-    largest = torch.finfo(scores.dtype).max / 8
+    largest = torch.finfo(scores.dtype).max ** 0.5  # over a low temperature it is still finite
     kth, following = kth.clamp(-largest, largest), following.clamp(-largest, largest)
     half = (kth - following) / 2
     return (scores - kth).add_(half), half
 
 
-def filled_where_all(rows: Tensor, k: int | Tensor, value: float, n: int | None = None) -> Tensor:
-    """The rows, but `value` where k = n: there is no (k+1)-th score, and everything is taken."""
-    n = rows.shape[-1] if n is None else n
-    if isinstance(k, Tensor):
-        return rows.masked_fill((k == n).unsqueeze(-1), value)
-    return rows.masked_fill(torch.ones_like(rows, dtype=torch.bool), value) if k == n else rows
+def _ones(scores: Tensor) -> Tensor:
+    """The mask where k = n: everything is taken, and NaN stays."""
+    return torch.ones_like(scores).masked_fill(scores.isnan(), torch.nan)
 
 
 def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
@@ -165,7 +161,9 @@ def _newton(
     if goal is None:
         return excess / slope
     mean = total / n
-    step = (kernel.curve(mean) - goal) * (kernel.rate(mean) * n / slope)
+    rate = kernel.rate(mean)
+    # Where all entries are 0 or 1 C has no slope, and the plain step is one to the end of the bracket.
+    step = torch.where(rate > 0, (kernel.curve(mean) - goal) * (rate * n / slope), excess / slope)
     return torch.where(excess == 0, 0, step)
 
 
@@ -174,11 +172,16 @@ class _Threshold(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, temperature: Temperature, k: int | Tensor, kernel: Kernel) -> Tensor:
+        n = scores.shape[-1]
+        if isinstance(k, int) and k == n:
+            return _ones(scores)
+        # There is no (n+1)-th score: rows with k = n are overwritten.
+        own, k = k, k.clamp(max=max(n - 1, 1)) if isinstance(k, Tensor) else k
         u, half = centred(scores, k)
         if not (isinstance(temperature, float | int) and temperature == 1):
             u, half = u.div_(temperature), half / temperature
-        t = filled_where_all(_solve(u, k, half, kernel), k, -math.inf, scores.shape[-1])
-        return kernel.cdf_(u.sub_(t))
+        mask = kernel.cdf_(u.sub_(_solve(u, k, half, kernel)))
+        return torch.where((own == n).unsqueeze(-1), _ones(scores), mask) if isinstance(own, Tensor) else mask
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -201,8 +204,10 @@ class _Threshold(torch.autograd.Function):
         if len(others) == 2:
             scores = others[1]
             # h sums to 0, so a shift changes nothing but the rounding; infinite scores have h = 0.
-            finite = (scores - scores.amax(-1, keepdim=True)).clamp(min=-torch.finfo(scores.dtype).max / 8)
-            hot = -((h * finite.nan_to_num(0.0)) / temperature).sum_to_size(temperature.shape)
+            bound = torch.finfo(scores.dtype).max ** 0.5
+            finite = scores.clamp(-bound, bound)
+            finite = finite - finite.amax(-1, keepdim=True)
+            hot = -((h * finite) / temperature).sum_to_size(temperature.shape)
         return h.sum_to_size(ctx.shape), hot, None, None
 
     @staticmethod

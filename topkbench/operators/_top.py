@@ -26,9 +26,9 @@ def top_indices(scores: Float[Tensor, "*rows n"], k: int, *, ranked: bool = Fals
     if not _is_long(scores, k):
         return scores.topk(k, dim=-1, sorted=ranked).indices
     blocks, size, best = _best_blocks(scores, k)
-    offsets = torch.arange(0, size * blocks, blocks)
+    offsets = torch.arange(0, size * blocks, blocks, device=scores.device)
     places = (best.unsqueeze(-2) + offsets.unsqueeze(-1)).flatten(-2)
-    rest = torch.arange(size * blocks, scores.shape[-1]).expand(*places.shape[:-1], -1)
+    rest = torch.arange(size * blocks, scores.shape[-1], device=scores.device).expand(*places.shape[:-1], -1)
     places = torch.cat([places, rest], -1)
     found = scores.gather(-1, places).topk(k, dim=-1, sorted=ranked).indices
     return places.gather(-1, found)

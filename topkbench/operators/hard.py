@@ -1,10 +1,12 @@
 """The hard top-k: k ones on the k largest scores. Its mask is piecewise constant, its values are not."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import check
+from topkbench.operators._contract import check, check_size
 
 
 def hard_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k"]:
@@ -48,6 +50,30 @@ def kept(scores: Tensor, k: int | Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=scores.dtype).scatter(-1, order, taken.expand(order.shape))
 
 
+class _Through(torch.autograd.Function):
+    """(hard, soft) -> hard, with the gradient to soft."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hard: Tensor, soft: Tensor) -> Tensor:  # noqa: ARG004
+        return hard.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004
+        return None, grad
+
+
+def straight_through(hard: Float[Tensor, "*part"], soft: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
+    """`hard`, to the last bit and whatever `soft` is, with the gradient going to `soft`."""
+    through: Tensor = _Through.apply(hard, soft)
+    return through
+
+
 def hard_selection(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k n"]:
     """Row j is the one-hot of the index of the j-th largest score. A constant for autograd.
 
@@ -55,6 +81,7 @@ def hard_selection(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*
         ValueError: k outside [1, n].
     """
     check(scores, k)
+    check_size(k * scores.numel(), scores, "a selection")
     index = scores.detach().topk(k, dim=-1).indices
     rows = torch.zeros((*index.shape, scores.shape[-1]), dtype=scores.dtype, device=scores.device)
     return rows.scatter(-1, index.unsqueeze(-1), 1.0)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
-from topkbench.operators._threshold import centred, filled_where_all
+from topkbench.operators._threshold import centred
 
 
 @operator(
@@ -77,11 +77,13 @@ def dftopk(
     Cost: one top-(k+1) and one pass over the scores.
 
     Source: Zhu, Zhang, Wang et al. 2025, "Differentiable Fast Top-K Selection for Large-Scale
-    Recommendation". Differs: where k = n, and there is no (k+1)-th score, the threshold is the n-th.
+    Recommendation". Differs: all ones where k = n, and there is no (k+1)-th score.
     """
     return _about_midpoint(scores, k, temperature, moving=True)
 
 
 def _about_midpoint(scores: Tensor, k: int | Tensor, temperature: Temperature, *, moving: bool) -> Tensor:
     u, _ = centred(scores, k, moving=moving)
-    return filled_where_all(u / temperature, k, torch.inf).sigmoid()
+    bound = torch.finfo(scores.dtype).max ** 0.5  # an infinite score has no derivative in the temperature
+    everything = torch.as_tensor(k == scores.shape[-1], device=scores.device).unsqueeze(-1)
+    return (u.clamp(-bound, bound) / temperature).masked_fill(everything, torch.inf).sigmoid()

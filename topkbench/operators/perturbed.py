@@ -129,6 +129,11 @@ def _perturbed(
     noise: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
+    if isinstance(k, Tensor):
+        raise TypeError(f"k must be an int for perturbed top-k, got a tensor of shape {tuple(k.shape)}")
+    if scores.dtype in (torch.float16, torch.bfloat16):  # too coarse for the noise
+        options = (rows, samples, law, antithetic, centred, noise, generator)
+        return _perturbed(scores.float(), k, temperature, *options).to(scores.dtype)
     temperature = prepared(scores, k, temperature)
     check_draws(samples, law, antithetic, centred)
     draws = samples // 2 if antithetic else samples

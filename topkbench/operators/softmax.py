@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature, check_size, operator, transformed
+from topkbench.operators._contract import Temperature, check_size, largest, operator, transformed
 from topkbench.operators._successive import Mask, Path
 
 FAR = 1e18  # beyond every score, and still finite when it is divided by a low temperature twice
@@ -21,7 +21,8 @@ def _logits(scores: Tensor, temperature: Temperature, once: bool) -> tuple[Tenso
     """v_1, and the rate by which a step pushes down what is taken: 1 where the temperature acts `once`."""
     rate = torch.as_tensor(1 / temperature, dtype=scores.dtype, device=scores.device)
     top = scores.detach().amax(-1, keepdim=True)
-    centred = (scores - top.masked_fill(top == torch.inf, 0)).clamp(max=FAR)  # FAR stands for +inf
+    # FAR stands for infinity: differences of infinite scores, and their slope in the temperature, are finite.
+    centred = (scores - top.masked_fill(top.isinf(), 0)).clamp(-FAR, FAR)
     return centred * rate, torch.ones_like(rate) if once else rate
 
 
@@ -32,9 +33,10 @@ def _rows(scores: Tensor, k: int, temperature: Temperature, once: bool) -> Tenso
 
 
 def _mask(scores: Tensor, k: int | Tensor, temperature: Temperature, once: bool) -> Tensor:
-    if isinstance(k, int) and not transformed(scores):
+    plain = not any(transformed(x) for x in (scores, temperature) if isinstance(x, Tensor))
+    if isinstance(k, int) and plain:
         return Mask.apply(*_logits(scores, temperature, once), k)
-    most = k if isinstance(k, int) else int(k.max())
+    most = largest(k, scores.shape[-1])
     taken = torch.arange(most, device=scores.device) < torch.as_tensor(k, device=scores.device).unsqueeze(-1)
     return (_rows(scores, most, temperature, once) * taken.unsqueeze(-1).to(scores.dtype)).sum(-2)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
-from topkbench.operators._contract import Temperature, check_size, operator, prepared
+from topkbench.operators._contract import Temperature, check_size, operator, prepared, readable
 from topkbench.operators.esp import down, up
 from topkbench.operators.threshold import entropic
 
@@ -24,9 +24,9 @@ Counted = tuple[int | Tensor, int, bool]
 def _counted(k: int | Tensor, n: int) -> Counted:
     """How many to count, the largest such number in any row, and whether zeros are counted, not ones.
 
-    Zeros are where they are fewer. A tensor k has its range looked at, except under a transformation.
+    Zeros are where they are fewer. A tensor k is looked at on the CPU, and elsewhere taken for n.
     """
-    if isinstance(k, Tensor) and (torch._C._functorch.is_functorch_wrapped_tensor(k) or not k.numel()):
+    if isinstance(k, Tensor) and not (readable(k) and k.numel()):
         return k, n, False
     least, most = (k, k) if isinstance(k, int) else (int(k.min()), int(k.max()))
     return (n - k, n - least, True) if n - least < most else (k, most, False)
@@ -147,7 +147,7 @@ def marginals(
         ValueError: k or temperature out of range; more than the limit in one tensor.
 
     Cost: time and memory n min(k, n-k), in 2 log2 n batched steps; three times that for the gradient. What
-    is kept for the backward pass is n numbers. The range of a k in a tensor is looked at.
+    is kept for the backward pass is n numbers. A tensor k on an accelerator costs as much as k = n.
 
     Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling";
     as a relaxation, Vivier-Ardisson et al. 2026, "Differentiable Knapsack and Top-k Operators via

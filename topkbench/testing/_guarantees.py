@@ -96,6 +96,11 @@ def check_infinite(operator: Operator) -> None:
         require(mask.isfinite(), "mask is not finite", case)
         (gradient,) = torch.autograd.grad(mask.square().sum(), row)
         require(gradient.isfinite(), "gradient is not finite", case)
+        hot = torch.tensor(0.5, dtype=mask.dtype, requires_grad=True)
+        total = operator(row.detach(), k, hot).square().sum()
+        if total.requires_grad:
+            (slope,) = torch.autograd.grad(total, hot)
+            require(slope.isfinite(), "gradient in the temperature is not finite", case)
         if k > (infinity > 0):
             others = torch.cat([SEPARATED[:3], SEPARATED[4:]])
             alone = operator(others, k - int(infinity > 0), 0.5)
@@ -121,6 +126,24 @@ def check_ties(operator: Operator) -> None:
         case = Case(scores, k, temperature)
         rows = operator.selection(*case)
         close(rows[..., swapped], rows, "selection tells equal scores apart", case)
+
+
+def check_masked(operator: Operator) -> None:
+    """As many scores of -inf as leave k others: these are taken, at any temperature, in any precision."""
+    scores = torch.tensor([1.0, 2.0, -torch.inf, -torch.inf, -torch.inf], dtype=torch.float64)
+    for dtype, temperature in product((torch.float64, torch.float32), (1e-3, 0.05, 1.0)):
+        case = Case(scores.to(dtype).requires_grad_(), 2, temperature)
+        mask = operator(*case)
+        close(mask[2:], torch.zeros_like(mask[2:]), "a score of -inf is taken", case, tol=1e-5)
+        require(mask.isfinite(), "mask is not finite", case)
+        (gradient,) = torch.autograd.grad(mask.square().sum(), case.scores)
+        require(gradient.isfinite(), "gradient is not finite", case)
+
+
+def check_infinite_scores(operator: Operator) -> None:
+    """What `infinite` promises: `check_infinite` and `check_masked`."""
+    check_infinite(operator)
+    check_masked(operator)
 
 
 def check_gradient(operator: Operator) -> None:
@@ -173,7 +196,7 @@ GUARANTEED = {
     "sparse": check_sparse,
     "uniform_limit": check_uniform_limit,
     "rows_sum_to_1": check_rows_sum_to_1,
-    "infinite": check_infinite,
+    "infinite": check_infinite_scores,
     "equivariant": check_permutation,
     "ties": check_ties,
     "gradient": check_gradient,
