@@ -174,7 +174,7 @@ FUNCTIONS = {
     "topk_mask ste_scaled_softmax": lambda _, k: lambda s: topk_mask(s, k, "ste_scaled_softmax"),
     "perturbed_mask": lambda _, k: lambda s: perturbed_mask(s, k),
     "perturbed_mask antithetic": lambda _, k: lambda s: perturbed_mask(s, k, antithetic=True),
-    "softmax, Gumbel noise": _gumbel_subset,
+    "softmax + Gumbel noise": _gumbel_subset,
 }
 
 

@@ -77,7 +77,7 @@ def _jax(package: str, mask: Callable[[Any, int], Any]) -> Contender:
         import jax
         import jax.numpy as jnp
 
-        device = jax.devices(None if scores.is_cuda else "cpu")[0]
+        device = jax.devices("gpu" if scores.is_cuda else "cpu")[0]
         x = jax.device_put(jnp.asarray(scores.cpu().numpy()), device)
         g = jax.device_put(jnp.asarray(torch.randn(scores.shape).numpy()), device)
 
@@ -129,7 +129,7 @@ PEERS: Mapping[str, Contender] = {
     "entmax.budget_bisect(n_iter=24)": _entmax(n_iter=24),
     "entmax.sparsemax (k=1)": _simple("entmax", lambda m, s, _: m.sparsemax(s, dim=-1)),
     "jaxopt.projection_box_section": _jax("jaxopt", _box_section),
-    "torchsort.soft_rank, clipped": _simple("torchsort", _ranks),
+    "torchsort.soft_rank clipped": _simple("torchsort", _ranks),
     "difftopk.SoftSort": _simple("difftopk", lambda m, s, k: m.SoftSort()(s)[:, :k].sum(-2)),
     "difftopk.NeuralSort": _simple("difftopk", lambda m, s, k: m.NeuralSort()(s)[..., -k:].sum(-1)),
     "difftopk.DiffTopkNet(bitonic)": _network("difftopk", "bitonic"),
