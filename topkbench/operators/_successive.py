@@ -34,6 +34,11 @@ def _log_rest(v: Tensor, a: Tensor) -> Tensor:
     # Not at the maximum as such: equal scores must stay equal, or 1 / temperature blows up their difference.
     if readable(a) and not (a.amax(-1) > 0.5).any():
         return torch.log1p(-a)
+    if not torch.is_grad_enabled():
+        place = a.argmax(-1, keepdim=True)
+        top, rest = a.gather(-1, place), torch.log1p(-a)
+        own = v.scatter(-1, place, -torch.inf).logsumexp(-1, keepdim=True) - v.logsumexp(-1, keepdim=True)
+        return rest.scatter(-1, place, torch.where(top > 0.5, own, rest.gather(-1, place)))
     most, (_, others) = a > 0.5, _split(v)
     total = v.logsumexp(-1, keepdim=True)
     return torch.where(most, others.logsumexp(-1, keepdim=True) - total, torch.log1p(-a.masked_fill(most, 0)))
@@ -43,6 +48,12 @@ def _log_rest_vjp(v: Tensor, a: Tensor, grad: Tensor) -> Tensor:
     if readable(a) and not torch.is_grad_enabled() and not (a.amax(-1) > 0.5).any():
         c = (1 - a).reciprocal_().mul_(a).mul_(grad)
         return (c.sum(-1, keepdim=True) - grad).sub_(c).mul_(a)
+    if not torch.is_grad_enabled():
+        place = a.argmax(-1, keepdim=True)
+        of_top = (grad * a).gather(-1, place)
+        c = (grad * a / (1 - a)).scatter(-1, place, 0.0)
+        others = v.scatter(-1, place, -torch.inf).softmax(-1)
+        return a * (c.sum(-1, keepdim=True) - c - grad) + of_top * others
     top, others = _split(v)
     c = torch.where(top, 0, grad * a) / torch.where(top, 1, 1 - a)
     of_top = torch.where(top, grad * a, 0).sum(-1, keepdim=True)

@@ -1,7 +1,5 @@
 """The hard top-k: k ones on the k largest scores. Its mask is piecewise constant, its values are not."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,28 +48,9 @@ def kept(scores: Tensor, k: int | Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=scores.dtype).scatter(-1, order, taken.expand(order.shape))
 
 
-class _Through(torch.autograd.Function):
-    """(hard, soft) -> hard, with the gradient to soft."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(hard: Tensor, soft: Tensor) -> Tensor:  # noqa: ARG004
-        return hard.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004
-        return None, grad
-
-
 def straight_through(hard: Float[Tensor, "*part"], soft: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
-    """`hard`, to the last bit and whatever `soft` is, with the gradient going to `soft`."""
-    through: Tensor = _Through.apply(hard, soft)
-    return through
+    """`hard`, to the last bit, with the gradient of a finite `soft`."""
+    return hard + (soft - soft.detach())
 
 
 def hard_selection(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k n"]:

@@ -7,8 +7,14 @@ from torch import Tensor
 from topkbench.operators._contract import Temperature, operator
 
 
+def _finite(scores: Tensor) -> Tensor:
+    # Of an infinite score nothing could be taken off to leave the hard mask.
+    bound = torch.finfo(scores.dtype).max ** 0.5
+    return scores.clamp(-bound, bound)
+
+
 def _whole(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:  # noqa: ARG001
-    return scores / temperature
+    return _finite(scores) / temperature
 
 
 @operator(
@@ -50,7 +56,7 @@ def identity(
     Neurons", section 4 (the straight-through estimator). Differs: there a 1-bit unit, here the k-hot mask;
     the shares are ours.
     """
-    return (scores / (k * temperature)).unsqueeze(-2).expand(*scores.shape[:-1], k, scores.shape[-1])
+    return (_finite(scores) / (k * temperature)).unsqueeze(-2).expand(*scores.shape[:-1], k, scores.shape[-1])
 
 
 def _projected(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:  # noqa: ARG001
