@@ -7,6 +7,7 @@ from conftest import METHODS, PAIRS, TASKS, built
 
 from topkbench.evaluate import hard_loss
 from topkbench.methods import Hard, HardSelection, Relaxed, StraightThrough
+from topkbench.methods._contract import needs_objective
 from topkbench.operators import entropic, hard_mask
 from topkbench.randomness import Normals
 from topkbench.step import at_temperature, gradient, surrogate
@@ -131,6 +132,19 @@ def test_each_replicate_can_have_its_own_temperature(method):
             1
         ]
         torch.testing.assert_close(together[i], alone[i], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [method for method, task in PAIRS if task == "gate"])
+def test_only_what_needs_the_objective_learns_from_a_loss_without_a_derivative(name):
+    method = built("method", name)
+    scores = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.arange(6, dtype=torch.float64)
+    step = _step(scores, lambda mask: (mask @ weight).square().detach() + 0 * mask.sum(-1))
+    step = dataclasses.replace(step, noise=Normals([0, 1, 2], dtype=torch.float64))
+    total = method(step).sum()
+    grad = torch.autograd.grad(total, scores, allow_unused=True)[0] if total.requires_grad else None
+    learns = grad is not None and bool((grad != 0).any())
+    assert learns == needs_objective(method)
 
 
 @pytest.mark.parametrize("wrapper", [Relaxed, StraightThrough])

@@ -14,7 +14,7 @@ import pandas as pd
 from topkbench import tables
 from topkbench.choices import available
 from topkbench.config import built
-from topkbench.methods._contract import answers_for
+from topkbench.methods._contract import answers_for, needs_objective
 from topkbench.operators import About, Guarantees, Operator
 from topkbench.operators._contract import bound
 
@@ -34,11 +34,12 @@ SIGNS = {
     "twice": "dd",
 }
 NOTE = """promises of the relaxation, each checked by the tests: k: the mask sums to k; 01: it lies in [0, 1];
-<: a larger score never gets a smaller entry; +c: a shift of all scores changes nothing; H: the hard mask as
-the temperature goes to 0; U: k/n as it goes to infinity; 0: exact zeros; P: the rows of the selection sum to
-1; inf: infinite scores; perm: permutations commute with it; =: equal scores get equal entries; d: the
-gradient is the derivative; dd: so is the second. random: draws noise. parts: what the loss may be a function
-of. cost: for one row of n scores."""
+<: a larger score never gets a smaller entry; +c: a shift of all scores changes nothing; H: the hard
+mask as the temperature goes to 0; U: k/n as it goes to infinity; 0: exact zeros; P: the rows of the
+selection sum to 1; inf: infinite scores; perm: permutations commute with it; =: equal scores get
+equal entries; d: the gradient is the derivative; dd: so is the second. random: draws noise. needs:
+the loss as a number, not its derivative alone. parts: what the loss may be a function of. cost: for
+one row of n scores."""
 
 
 def row(name: str) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def row(name: str) -> dict[str, Any]:
         "operator": getattr(operator, "__name__", "") if operator is not None else "",
         "promises": promises(operator),
         "random": "yes" if method.stochastic else "",
+        "needs": "objective" if needs_objective(method) else "",
         "parts": " ".join(answers_for(method)),
         "cost": own.cost or about.cost,
         "source": "; ".join(dict.fromkeys(part.source for part in (own, about) if part.source)),
@@ -82,7 +84,7 @@ def text(table: pd.DataFrame) -> str:
         lines.append(f"\n{family}")
         for _, own in methods.iterrows():
             through = f"{own['estimator']}({own['operator']})" if own["operator"] else own["estimator"]
-            noise = " random" if own["random"] else ""
+            noise = " random" * bool(own["random"]) + " needs the objective" * bool(own["needs"])
             lines.append(f"  {own['method']:<22} {through:<35} {own['promises']}{noise}".rstrip())
             lines.append(f"  {'':<22} {own['parts']}; {own['cost']}; {own['source']}")
             if own["checked against"]:

@@ -59,6 +59,11 @@ def answers_for(method: object) -> tuple[Part, ...]:
     return getattr(method, "wants", BOTH)
 
 
+def needs_objective(method: object) -> bool:
+    """Whether a method looks at values of the loss, not at its derivative in the part alone."""
+    return getattr(method, "needs_objective", False)
+
+
 def refuse(method: object, step: Step) -> None:
     """Refuse a step that a method has no answer for.
 
@@ -78,7 +83,8 @@ class Method(Protocol):
     puts each replicate's own, scheduled temperature in its place.
 
     A method that cannot answer for both parts says for which it can: `wants: ClassVar[tuple[Part, ...]] =
-    ("mask",)`. Without that it is taken to be `BOTH`.
+    ("mask",)`. Without that it is taken to be `BOTH`. One that looks at values of the loss, so that it does
+    without a derivative but not without the objective, says `needs_objective: ClassVar[bool] = True`.
     """
 
     @property

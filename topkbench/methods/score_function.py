@@ -46,6 +46,7 @@ class ScoreFunction:
     baseline: Baseline = "none"
     temperature: Temperature = 1.0
     stochastic: ClassVar[bool] = True
+    needs_objective: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, given, allowed in (("law", self.law, Law), ("baseline", self.baseline, Baseline)):

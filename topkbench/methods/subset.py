@@ -113,6 +113,7 @@ class TaylorControl(OfSubset):
     their marginals.
     """
 
+    needs_objective: ClassVar[bool] = True
     about: ClassVar[About] = About(
         "subset distribution", "n k log n and 2 losses", "this project, after Gu et al. 2016", "enumeration"
     )
