@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import topkbench.operators
 from topkbench import topk_mask
-from topkbench.choices import available, conf_dir
-from topkbench.config import build
+from topkbench.choices import available
+from topkbench.config import built
 from topkbench.methods import Step
 from topkbench.operators import Operator, perturbed_mask
 
@@ -146,8 +145,7 @@ def _method(name: str) -> Contender:
     """A file of conf/method, on a loss that is linear in the mask."""
 
     def function(like: Tensor, k: int) -> Function:
-        node = OmegaConf.to_container(OmegaConf.load(f"{conf_dir()}/method/{name}.yaml"))
-        method = build({key: value for key, value in node.items() if key != "search"}, name)
+        method = built("method", name)
         weight = torch.linspace(-1, 1, like.shape[-1], dtype=like.dtype, device=like.device)
         noise = _noise_like(like)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from topkbench import operators
 from topkbench.nearest import unknown
 from topkbench.operators import Operator, hard_mask, perturbed_mask
-from topkbench.operators._contract import Temperature
+from topkbench.operators._contract import Temperature, check_range
 from topkbench.operators.hard import straight_through
 
 STRAIGHT_THROUGH = "ste_"
@@ -79,9 +79,8 @@ def _check_values(scores: Tensor, k: int | Tensor, temperature: Temperature) -> 
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(f"scores hold {int(wrong.sum())} NaN, the first at index {first}")
-    n = scores.shape[-1]
-    if isinstance(k, Tensor) and k.numel() and not 1 <= k.min() <= k.max() <= n:
-        raise ValueError(f"k must be in [1, {n}] for {n} scores, got {int(k.min())} to {int(k.max())}")
+    if isinstance(k, Tensor):
+        check_range(k, scores.shape[-1])
     if isinstance(temperature, Tensor) and not (temperature > 0).all():
         raise ValueError(f"temperature must be > 0, got {temperature.min().item()} among its values")
 

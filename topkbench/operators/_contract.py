@@ -77,8 +77,7 @@ class Operator:
         guarantees: What the mask promises.
         has_rows: Whether `function` yields the selection, row j whatever k; else rows are differences of
             nested masks.
-        streamed: The mask of an operator that has rows, where it can be had without all rows at once; it
-            takes a tensor k as well.
+        streamed: The mask, also for a tensor k, where rows need not all be there at once to add up to it.
         about: What the table of methods says of it.
     """
 
@@ -241,7 +240,6 @@ def _check_one(k: int) -> None:
 
 
 def _check_counts(k: Tensor, scores: Tensor) -> None:
-    n = scores.shape[-1]
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise TypeError(f"k must be an int or a tensor of whole numbers, got {k.dtype}")
     if not _broadcasts(k.shape, scores.shape[:-1]):
@@ -249,7 +247,13 @@ def _check_counts(k: Tensor, scores: Tensor) -> None:
             f"k must broadcast over rows: (...) against scores of shape {tuple(scores.shape)}, "
             f"got shape {tuple(k.shape)}"
         )
-    if readable(k) and k.numel() and not 1 <= k.min() <= k.max() <= n:
+    if readable(k):
+        check_range(k, scores.shape[-1])
+
+
+def check_range(k: Tensor, n: int) -> None:
+    """Look at every k, and refuse one outside [1, n] with a ValueError."""
+    if k.numel() and not 1 <= k.min() <= k.max() <= n:
         raise ValueError(f"k must be in [1, {n}] for {n} scores, got {int(k.min())} to {int(k.max())}")
 
 

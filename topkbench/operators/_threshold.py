@@ -25,8 +25,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature, readable
-from topkbench.operators._top import top_values
+from topkbench.operators._contract import Temperature, largest, readable
+from topkbench.operators._top import at_rank, top_values
 from topkbench.operators._vmap import in_front
 
 FEW = 16  # scores: plain Newton steps are as good there
@@ -78,17 +78,11 @@ def centred(scores: Tensor, k: int | Tensor, *, moving: bool = False) -> tuple[T
     middle is held constant unless it is `moving`.
     """
     n, source = scores.shape[-1], scores if moving else scores.detach()
-    if isinstance(k, int):
-        top = top_values(source, min(k + 1, n))
-        kth, following = top[..., k - 1 : k], top[..., -1:]
-    else:
-        most = min(int(k.max()) + 1, n) if readable(k) and k.numel() else n
-        ranked = top_values(source, most)
-        ranked = ranked.expand(*torch.broadcast_shapes(k.shape, scores.shape[:-1]), most)
-        rank = k.unsqueeze(-1).expand(*ranked.shape[:-1], 1)
-        kth, following = ranked.gather(-1, rank - 1), ranked.gather(-1, rank.clamp(max=most - 1))
-    largest = torch.finfo(scores.dtype).max ** 0.5  # over a low temperature it is still finite
-    kth, following = kth.clamp(-largest, largest), following.clamp(-largest, largest)
+    ranked = top_values(source, min(largest(k, n) + 1, n))
+    after = min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
+    kth, following = at_rank(ranked, k), at_rank(ranked, after)
+    bound = torch.finfo(scores.dtype).max ** 0.5  # over a low temperature it is still finite
+    kth, following = kth.clamp(-bound, bound), following.clamp(-bound, bound)
     half = (kth - following) / 2
     return (scores - kth).add_(half), half
 

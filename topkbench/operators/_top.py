@@ -44,6 +44,15 @@ def top_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows
     return torch.cat([found, scores[..., size * blocks :]], -1).topk(k, dim=-1).values
 
 
+def at_rank(ranked: Float[Tensor, "*rows m"], k: int | Int[Tensor, "*ks"]) -> Float[Tensor, "*out 1"]:
+    """The k-th of descending values; a tensor k, which may have more rows than they, gives each its own."""
+    if isinstance(k, int):
+        return ranked[..., k - 1 : k]
+    shape = torch.broadcast_shapes(k.shape, ranked.shape[:-1])
+    place = (k - 1).unsqueeze(-1).expand(*shape, 1)
+    return ranked.expand(*shape, ranked.shape[-1]).gather(-1, place)
+
+
 def _is_long(scores: Tensor, k: int) -> bool:
     # An accelerator's topk is another algorithm, with no queue of n pairs to fill.
     n = scores.shape[-1]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator, readable
 from topkbench.operators._pairwise import pairwise_ranks
+from topkbench.operators._top import at_rank
 from topkbench.operators._vmap import in_front
 from topkbench.operators.isotonic import descending, segment
 
@@ -36,14 +37,6 @@ class _Block(NamedTuple):
     low: Tensor
     high: Tensor
     total: Tensor
-
-
-def _kth(ranked: Tensor, k: int | Tensor) -> Tensor:
-    if isinstance(k, int):
-        return ranked[..., k - 1 : k]
-    shape = torch.broadcast_shapes(k.shape, ranked.shape[:-1])
-    rank = k.unsqueeze(-1).expand(*shape, 1)
-    return ranked.expand(*shape, ranked.shape[-1]).gather(-1, rank - 1)
 
 
 def _block(ranked: Tensor, kth: Tensor, k: int | Tensor, temperature: Temperature, kl: bool) -> _Block:
@@ -75,7 +68,7 @@ class _SoftRank(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ranked = descending(scores)
         largest = torch.finfo(scores.dtype).max / 8
-        kth = _kth(ranked, k).clamp(-largest, largest)
+        kth = at_rank(ranked, k).clamp(-largest, largest)
         level, low, high, total = _block(ranked, kth, k, temperature, kl)
         mask = (scores - kth).div_(temperature)
         if kl:

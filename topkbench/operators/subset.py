@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
-from topkbench.operators._contract import Temperature, check_size, operator, prepared, readable
+from topkbench.operators._contract import Temperature, check_size, largest, operator, prepared, readable
+from topkbench.operators._top import at_rank, top_values
 from topkbench.operators.esp import down, up
 from topkbench.operators.threshold import entropic
 
@@ -42,19 +43,11 @@ def _tilted(scores: Tensor, k: int | Tensor, temperature: Temperature) -> tuple[
     scores = scores.clamp(-bound, bound)  # infinite scores: differences and quotients stay finite
     fixed = scores.detach()
     p = entropic.function(fixed, k, temperature).detach()
-    kth, p_kth = _ranked(fixed, k), _ranked(p, k)
+    most = largest(k, scores.shape[-1])
+    kth, p_kth = (at_rank(top_values(rows, most), k) for rows in (fixed, p))
     # By the k-th score: one that all others are far from must not be shifted far itself.
     odds = torch.logit(p_kth.clamp(max=1 - torch.finfo(p.dtype).eps))
     return (scores - kth) / temperature + odds, kth / temperature - odds
-
-
-def _ranked(rows: Tensor, k: int | Tensor) -> Tensor:
-    """The k-th largest of each row, (..., 1)."""
-    if isinstance(k, int):
-        return rows.topk(k, dim=-1).values[..., -1:]
-    ranked = rows.sort(dim=-1, descending=True).values
-    ranked = ranked.expand(*torch.broadcast_shapes(k.shape, ranked.shape[:-1]), ranked.shape[-1])
-    return ranked.gather(-1, (k.unsqueeze(-1) - 1).expand(*ranked.shape[:-1], 1))
 
 
 def _tree(p: Tensor, q: Tensor, counted: Counted) -> tuple[list[Tensor], Tensor]:
