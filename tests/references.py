@@ -5,10 +5,13 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from references_anchors import cardinality_sinkhorn, sinkhorn_rank, soft_sorted  # noqa: F401
 from references_networks import bitonic, odd_even  # noqa: F401
 from references_permutation import neuralsort, softsort  # noqa: F401
 from references_ranks import smooth_rank, soft_rank  # noqa: F401
+from references_splitter import splitter  # noqa: F401
 from references_transport import sinkhorn, soft  # noqa: F401
+from references_uncapped import dp_gini, scaled_entmax  # noqa: F401
 from scipy.optimize import brentq
 from scipy.special import expit, logit, logsumexp
 from scipy.stats import norm
@@ -165,6 +168,7 @@ def projected_identity(scores: Array, k: int, temperature: float) -> Array:
 
 ROWS = ("softmax", "n3", "identity", "projected_identity", "bitonic", "odd_even")
 ROWS += ("sinkhorn", "neuralsort", "softsort")
+ROWS += ("soft_sorted", "sinkhorn_rank", "splitter")
 
 
 def selection(name: str, scores: Array, k: int, temperature: float) -> Array:

@@ -26,7 +26,7 @@ FILES = [(group, name) for group in GROUPS for name in available(group)]
 def test_every_file_in_conf_can_be_chosen_and_built(group, name):
     if group == "experiment":
         return  # a sweep: test_cli.py runs it
-    others = ["task=gate"] if group == "method" else ["+method=softmax"]
+    others = ["task=gate", "k=1"] if group == "method" else ["+method=softmax"]
     experiment = read(composed(*others, f"{'+' * (group == 'method')}{group}={name}"))
     assert getattr(experiment, group) is not None
 
@@ -62,7 +62,10 @@ def test_a_partial_is_an_operator_with_its_options():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+typo=1", "unknown key 'typo'; did you mean dtype? allowed: d, device, dtype, k, log, method, n, "),
+        (
+            "+typo=1",
+            "unknown key 'typo'; did you mean dtype? allowed: at, d, device, dtype, k, log, method, n, ",
+        ),
         ("+method.temprature=1", "unknown key 'method.temprature'; did you mean method.temperature?"),
         ("+method.operator.alhpa=1", "unknown key 'method.operator.alhpa'; allowed: none"),
         ("+method.operator.k=1", "unknown key 'method.operator.k'; allowed: none"),

@@ -176,7 +176,7 @@ def test_training_remembers_and_looking_does_not():
     gradient(ADAPTIVE, task, W, batch, normals, memory)
     assert set(memory) == {"beta", "non-zeros"}
     before = {name: tensor.clone() for name, tensor in memory.items()}
-    gradients.measure(ADAPTIVE, task, W, teacher, normals.child("a"), 4, 5, memory)
+    gradients.measure(ADAPTIVE, task, W, teacher, normals.child("a"), gradients.Sampling(4, 5), memory=memory)
     evaluate(ADAPTIVE, task, W, task.sample(teacher, normals, 300, clean=True), normals.child("b"), memory)
     for name, tensor in memory.items():
         assert torch.equal(tensor, before[name])

@@ -4,7 +4,8 @@ What our numbers are checked against, all in all:
 
     references.py        readable NumPy twins of ours, one row in double precision
     identities.py        pairs of functions that must agree
-    entmax               sparsemax, alpha-entmax and the capped simplex: `sparsemax`, `entmax`, `pnorm`
+    entmax               sparsemax, alpha-entmax and the capped simplex: `sparsemax`, `entmax`, `pnorm`,
+                         `scaled_entmax`
     jaxopt               box section: `sparsemax`
     optax                simplex: `sparsemax`; perturbations: `perturbed_mask`
     colt5-attention      coordinate descent, converged: `csoftmax`
@@ -37,7 +38,7 @@ from peers import close, draw, outcome
 from torch import Tensor
 
 from topkbench import operators
-from topkbench.operators import Operator, csoftmax, entmax, entropic, pnorm, softmax, sparsemax
+from topkbench.operators import Operator, csoftmax, entmax, entropic, pnorm, scaled_entmax, softmax, sparsemax
 from topkbench.operators.networks import bitonic, odd_even
 from topkbench.operators.permutation import neuralsort, softsort
 from topkbench.operators.ranks import soft_rank
@@ -100,6 +101,20 @@ PEERS = [
             (1,),
         )
         for alpha in (1.25, 4 / 3, 1.75, 2.0)
+    ),
+    # Theirs sums to 1.
+    *(
+        Peer(
+            f"scaled_entmax {alpha:.3g}: {theirs.__name__}",
+            "entmax",
+            lambda s, k, t, alpha=alpha: scaled_entmax(s, k, t, alpha=alpha) / k,
+            theirs,
+        )
+        for alpha, theirs in (
+            (2.0, peers.entmax_sparsemax),
+            (1.5, peers.entmax_15),
+            *((alpha, peers.entmax_bisect(alpha)) for alpha in (1.25, 1.5, 1.75, 2.0)),
+        )
     ),
     # The temperature of the p-norm is that of entmax over alpha - 1.
     *(

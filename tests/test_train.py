@@ -64,25 +64,25 @@ def test_a_step_is_torch_optims_own(name):
     optimizer = built("optimizer", name)
     ours = torch.randn(3, 4, 5, dtype=torch.float64)
     theirs = ours.clone().requires_grad_()
-    kind = type(optimizer.build(torch.zeros(1, requires_grad=True)))
+    kind = type(optimizer.build([torch.zeros(1, requires_grad=True)]))
     options = {
         torch.optim.SGD: lambda: {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov},
         torch.optim.Adam: lambda: {"betas": (optimizer.beta1, optimizer.beta2), "eps": optimizer.eps},
     }[kind]()
     reference = kind([theirs], lr=optimizer.lr, **options)
-    stepper = Stepper(optimizer, ours)
+    stepper = Stepper(optimizer, {"W": ours})
     for _ in range(30):
         theirs.grad = torch.randn_like(theirs)
-        ours = stepper(ours, theirs.grad.clone())
+        ours = stepper({"W": ours}, {"W": theirs.grad.clone()})["W"]
         reference.step()
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
 def test_clipping_is_per_replicate():
     class Recorded(SGD):
-        def build(self, move):
-            self.__dict__["move"] = move
-            return super().build(move)
+        def build(self, moves):
+            self.__dict__["moves"] = moves
+            return super().build(moves)
 
     clipped, free = (run(training=Training(1, 8, clip), optimizer=SGD(1.0)) for clip in (0.05, None))
     start = run(training=Training(0, 8)).W

@@ -29,8 +29,14 @@ INTERRUPTED = 130
 OmegaConf.register_new_resolver("topkbench.choices", described, replace=True)
 
 
-def main() -> None:
-    """Run what the command line asks for; the exit code is 0 only if all of it was done."""
+def main(config_name: str | None = None) -> None:
+    """Run what the command line asks for; the exit code is 0 only if all of it was done.
+
+    Args:
+        config_name: The file of conf/ to start from if the command line names none; None for config.yaml.
+    """
+    if config_name:
+        sys.argv[1:1] = ["--config-name", config_name]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through, and diagnose.py words them
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # Hydra would print each glyph it embeds
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -84,28 +90,15 @@ def _run(config: DictConfig) -> None:
 
 def _train(config: dict[str, Any], choices: Mapping[str, Any], folder: Path) -> Path:
     """One run, from its configuration to its record."""
-    import torch
-
     from topkbench import config as reader
     from topkbench.environment import environment
-    from topkbench.train import train
+    from topkbench.work import stand, train
 
     experiment = reader.read(config)
     name = f"{choices['task']}-{choices['method']}"
     told = {"task": choices["task"], "method": choices["method"], **environment(experiment.device)}
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    result = train(
-        experiment.method,
-        experiment.task,
-        experiment.optimizer,
-        range(experiment.seed, experiment.seed + experiment.seeds),
-        experiment.train,
-        experiment.log,
-        schedule=experiment.schedule,
-        device=experiment.device,
-        dtype=getattr(torch, experiment.dtype),
-        progress=name,
-    )
+    result = (train if experiment.at is None else stand)(experiment, name)
     if not result.points:
         print(f"topkbench: {name}: interrupted before anything was logged", file=sys.stderr)
         raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from topkbench.choices import ConfigError, IncompatibleError, conf_dir, unknown
+from topkbench.gradients import has_truth
 from topkbench.methods import Method
 from topkbench.methods._contract import answers_for
 from topkbench.operators import Operator
@@ -49,6 +50,8 @@ class Experiment:
         device: "cpu", "cuda" or "cuda:0", ...
         dtype: "float32" or "float64".
         results: The folder records go to.
+        at: Where W stands between its start (0) and the planted W* (1), to measure gradients there and not to
+            train; None trains.
     """
 
     method: Method
@@ -65,6 +68,7 @@ class Experiment:
     device: str
     dtype: Literal["float32", "float64"]
     results: str
+    at: list | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -73,12 +77,38 @@ class Experiment:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
         _check_device(self.device)
         _check_options(self.method, self.k)
-        if self.task.wants not in answers_for(self.method):
-            raise IncompatibleError(
-                f"{type(self.method).__name__} needs a task whose loss is a function of the "
-                f"{' or '.join(answers_for(self.method))}; that of {type(self.task).__name__} is one of the "
-                f"{self.task.wants}"
+        reason = misfit(self.method, self.task)
+        if reason:
+            raise IncompatibleError(reason)
+        if self.log.truth is not None and not has_truth(self.task):
+            raise ConfigError(
+                f"log.truth: {type(self.task).__name__} has no true gradient; log.truth must be null"
             )
+        for place in self.at or []:
+            if not isinstance(place, int | float) or not 0 <= place <= 1:
+                raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
+        if self.at is not None and not self.log.samples:
+            raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
+
+
+def misfit(method: Method, task: Task) -> str | None:
+    """Why a method and a task do not go together, in a line; None if they do."""
+    name, other = type(method).__name__, type(task).__name__
+    if task.wants not in answers_for(method):
+        wanted = " or ".join(answers_for(method))
+        return (
+            f"{name} needs a task whose loss is a function of the {wanted}; that of {other} is one of the "
+            f"{task.wants}"
+        )
+    if getattr(method, "needs_truth", False) and not has_truth(task):
+        return f"{name} needs a task whose true gradient is known; that of {other} is not"
+    with_sizes = getattr(method, "check_sizes", None)
+    if with_sizes is not None:
+        try:
+            with_sizes(task.n, task.k)
+        except ValueError as error:
+            return str(error)
+    return None
 
 
 def read(config: Mapping[str, Any]) -> Experiment:

@@ -8,10 +8,9 @@ from topkbench.methods import Method
 from topkbench.operators import hard_mask, hard_values
 from topkbench.randomness import Noise
 from topkbench.step import Memory, copied, surrogate
-from topkbench.tasks import Batch, Task, scores_of
+from topkbench.tasks import Batch, KnownExpectation, Task
 
 AT_ONCE = 128  # rows; no function of R, since the noise of a stochastic method is drawn by the piece
-COLUMNS = ("hard_loss", "relaxed_loss", "recall", "distance")
 
 
 @torch.no_grad()
@@ -23,42 +22,31 @@ def evaluate(
     noise: Noise,
     memory: Memory | None = None,
 ) -> dict[str, Float[Tensor, " R"]]:
-    """The columns of COLUMNS, one number a replicate.
+    """hard_loss, relaxed_loss and the task's own metrics, one number a replicate.
 
     Args:
         method: Its own loss is the relaxed loss; the other columns do not depend on it.
-        task: Whose loss, recall and distance.
+        task: Whose loss and metrics.
         W: What is evaluated.
         test: Held-out rows, without target noise.
         noise: What a stochastic method draws from.
         memory: What the method has kept from training; it is read and left as it is.
     """
-    matched = task.match(W, test.teacher)
-    sums = W.new_zeros(3, len(W))
+    hard, relaxed = W.new_zeros(len(W)), W.new_zeros(len(W))
+    for piece in test.pieces(AT_ONCE):
+        hard += hard_loss(task, W, piece).sum(-1)
+        relaxed += surrogate(method, task, W, piece, noise, copied(memory)).sum(-1)
     rows = test.x.shape[1]
-    for start in range(0, rows, AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        piece = Batch(test.x[:, part], test.target[:, part], test.teacher)
-        sums += torch.stack(
-            [
-                hard_loss(task, W, piece).sum(-1),
-                surrogate(method, task, W, piece, noise, copied(memory)).sum(-1),
-                recall(task, matched, piece).sum(-1),
-            ]
-        )
-    means = [*(sums / rows), task.distance(matched, test.teacher)]
-    return dict(zip(COLUMNS, means, strict=True))
+    return {"hard_loss": hard / rows, "relaxed_loss": relaxed / rows, **task.metrics(W, test)}
 
 
 def hard_loss(task: Task, W: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B"]:
-    """The task's loss per row with the hard top-k: what every method is judged by."""
-    scores = scores_of(W, batch.x)
+    """The task's loss per row with the hard top-k: what every method is judged by.
+
+    Where the subset is random and its mean loss exact, that mean.
+    """
+    if isinstance(task, KnownExpectation):
+        return task.population_loss(W, batch.teacher)[:, None].expand(batch.x.shape[:2])
+    scores = task.scores(W, batch)
     part = hard_values if task.wants == "values" else hard_mask
     return task.loss(part(scores, task.k), scores, batch)
-
-
-def recall(task: Task, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B"]:
-    """The share of the teacher's top k that is in the learner's, per row; W matched to the teacher."""
-    ours = hard_mask(scores_of(matched, batch.x), task.k)
-    theirs = hard_mask(scores_of(batch.teacher["W"], batch.x), task.k)
-    return (ours * theirs).sum(-1) / task.k

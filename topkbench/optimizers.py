@@ -19,8 +19,8 @@ class Optimizer(Protocol):
 
     lr: float | Tensor
 
-    def build(self, move: Tensor) -> torch.optim.Optimizer:
-        """The torch optimizer of `move`, at rate 1."""
+    def build(self, moves: list[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer of these, at rate 1."""
         ...
 
 
@@ -43,9 +43,9 @@ class SGD:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum > 0, got 0")
 
-    def build(self, move: Tensor) -> torch.optim.Optimizer:
+    def build(self, moves: list[Tensor]) -> torch.optim.Optimizer:
         """SGD at rate 1."""
-        return torch.optim.SGD([move], lr=1.0, momentum=self.momentum, nesterov=self.nesterov)
+        return torch.optim.SGD(moves, lr=1.0, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,32 @@ class Adam:
         if not self.eps > 0:
             raise ValueError(f"eps must be > 0, got {self.eps}")
 
-    def build(self, move: Tensor) -> torch.optim.Optimizer:
+    def build(self, moves: list[Tensor]) -> torch.optim.Optimizer:
         """Adam at rate 1."""
-        return torch.optim.Adam([move], lr=1.0, betas=(self.beta1, self.beta2), eps=self.eps)
+        return torch.optim.Adam(moves, lr=1.0, betas=(self.beta1, self.beta2), eps=self.eps)
 
 
 class Stepper:
-    """Moves W by an optimizer, each replicate at its own rate."""
+    """Moves all that is learned by an optimizer, each replicate at its own rate."""
 
-    def __init__(self, optimizer: Optimizer, W: Float[Tensor, "R n d"]) -> None:
-        self.move = torch.zeros_like(W, requires_grad=True)
-        self.inner = optimizer.build(self.move)
-        self.rate = per_replicate("lr", optimizer.lr, W)[:, None, None]
+    def __init__(self, optimizer: Optimizer, learned: dict[str, Tensor]) -> None:
+        self.moves = {name: torch.zeros_like(value, requires_grad=True) for name, value in learned.items()}
+        self.inner = optimizer.build(list(self.moves.values()))
+        self.rate = per_replicate("lr", optimizer.lr, next(iter(learned.values())))
 
     @torch.no_grad()
-    def __call__(self, W: Float[Tensor, "R n d"], gradient: Float[Tensor, "R n d"]) -> Float[Tensor, "R n d"]:
-        """The next W."""
-        self.move.zero_()
-        self.move.grad = gradient
+    def __call__(self, learned: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The next values."""
+        for name, move in self.moves.items():
+            move.zero_()
+            move.grad = gradients[name]
         self.inner.step()
-        return W + self.rate * self.move
+        return {name: value + like(self.rate, value) * self.moves[name] for name, value in learned.items()}
+
+
+def like(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """A number for each replicate, `(R,)`, shaped to broadcast with a tensor `(R, ...)`."""
+    return numbers.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def per_replicate(name: str, value: float | Tensor, W: Float[Tensor, "R n d"]) -> Float[Tensor, " R"]:

@@ -149,7 +149,7 @@ def loss_by_method(ax: Axes, summary: pd.DataFrame, looks: Looks) -> None:
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.tick_params(axis="y", length=0)
     ax.set_xscale("log")
-    _plain_ticks(ax.xaxis)
+    plain_ticks(ax.xaxis)
     ax.set(xlabel="final hard loss", ylabel="")
 
 
@@ -194,12 +194,12 @@ def draw(ax: Axes, frame: pd.DataFrame, x: str, looks: Looks) -> None:
         ax.fill_between(line[x], 10 ** line["low"], 10 ** line["high"], color=colour, alpha=0.15, lw=0)
         lines[str(method)] = line
     ax.margins(x=0)
-    _plain_ticks(ax.yaxis)
+    plain_ticks(ax.yaxis)
     ends = {
         name: (float(line[x].iloc[-1]), float(10 ** line["centre"].iloc[-1]))
         for name, line in _joined(lines, x)
     }
-    _name(ax, ends, looks)
+    name_lines(ax, ends, looks)
 
 
 def _joined(lines: Mapping[str, pd.DataFrame], x: str) -> list[tuple[str, pd.DataFrame]]:
@@ -220,17 +220,17 @@ def _same(one: pd.Series, other: pd.Series) -> bool:
     return one.index.equals(other.index) and bool((one - other).abs().max() < SAME)
 
 
-def _name(ax: Axes, lines: Mapping[str, tuple[float, float]], looks: Looks) -> None:
+def name_lines(ax: Axes, lines: Mapping[str, tuple[float, float]], looks: Looks) -> None:
     """Names to the right of the axes, as near the heights of their lines' ends as go without overlapping."""
     if not lines:
         return
-    low, high = np.log10(ax.get_ylim())
-    ends = sorted(((np.log10(y) - low) / (high - low), x, y, name) for name, (x, y) in lines.items())
+    place = ax.transData + ax.transAxes.inverted()
+    ends = sorted((float(place.transform((x, y))[1]), x, y, name) for name, (x, y) in lines.items())
     gap = 1.25 * SMALL / 72 * ax.figure.dpi / ax.get_window_extent().height
     steps = gap * np.arange(len(ends))
     places = isotonic_regression([end[0] for end in ends] - steps).x + steps
     places += np.clip(places[0], 0, max(0.0, 1 - steps[-1])) - places[0]
-    for (_, x, y, name), place in zip(ends, places, strict=True):
+    for (_, x, y, name), height in zip(ends, places, strict=True):
         colour = looks[name.partition(" = ")[0]]["color"]
         leader = {
             "arrowstyle": "-",
@@ -243,7 +243,7 @@ def _name(ax: Axes, lines: Mapping[str, tuple[float, float]], looks: Looks) -> N
         ax.annotate(
             name,
             (x, y),
-            (1.07, place),
+            (1.07, height),
             textcoords="axes fraction",
             va="center",
             fontsize=SMALL,
@@ -253,7 +253,7 @@ def _name(ax: Axes, lines: Mapping[str, tuple[float, float]], looks: Looks) -> N
         )
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     """0.3, 1, 3, 10: as many labelled ticks as a short logarithmic axis has room for."""
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)

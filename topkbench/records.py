@@ -7,9 +7,11 @@ One folder a run, `<task>-<method>-<id of the config>`, complete or not there at
     curves.csv         one row for each replicate and log point
     summary.csv        one row for each replicate: its last log point and how it ended
 
-The columns of both tables are those of COLUMNS, and `load` adds those of LOADED.
+The columns of both tables are those of COLUMNS, `<column>_se` for the standard error of a gradient statistic,
+and the metrics of a task, which its docstring names; `load` adds those of LOADED.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -35,20 +37,34 @@ COLUMNS = {
     "seconds": "wall time of training alone, of all replicates of the run together, without the logging",
     "hard_loss": "mean loss on the held-out rows with the hard top-k, without target noise",
     "relaxed_loss": "the same with the method's own forward pass",
+    "at": "gradients alone: where W was put, from its start (0) to the planted W* (1)",
     "recall": "share of the teacher's top k found, in [0, 1]",
     "distance": "|W - W*| / |W*| up to what the loss cannot tell apart (see the task)",
     "rows_with_gradient": "share of the rows of W that ever got a gradient that is not 0, in [0, 1]",
+    "softness": "mean of 4 m (1 - m), m the mask of the method's operator: 0 if hard",
     "grad_norm": "norm of the mean gradient over M fresh mini-batches at this W",
     "grad_variance": "trace of the covariance of one mini-batch gradient",
     "grad_variance_data": "its part that comes from the mini-batch",
     "grad_variance_method": "its part that comes from the method's own noise",
     "grad_snr": "squared norm of the mean, less its sampling bias, over grad_variance; empty if both are 0",
+    "grad_zero_rows": "share of the rows of W whose gradient is exactly 0, a mean over samples",
+    "true_norm": "norm of the true gradient, that of the mean hard loss",
+    "true_error": "standard error of its estimate over its norm, 0 where it is exact",
+    "grad_bias2": "squared norm of the bias, less its sampling bias: below 0 where it is lost in the noise",
+    "grad_mse": "mean squared distance of one sample from the true gradient",
+    "rel_bias2": "grad_bias2 over true_norm^2",
+    "rel_variance": "grad_variance over true_norm^2",
+    "rel_mse": "grad_mse over true_norm^2",
+    "cos_mean": "cosine of the mean gradient with the true one; empty where the mean is lost in the noise",
+    "cos_sample": "mean cosine of one sample with the true gradient",
+    "rho": "descent efficiency: share of the true gradient's decrease in a step that one sample's keeps",
 }
 LOADED = {
     "task": "the file in conf/task",
     "method": "the file in conf/method",
     "operator": "the method's relaxation, or none",
     "estimator": "the class of the method",
+    "temperature": "the method's, empty where it has none",
     "run": "the folder of the record",
 }
 NONE = "none"
@@ -128,8 +144,7 @@ def curves(result: Result) -> pd.DataFrame:
 
 def summary(result: Result) -> pd.DataFrame:
     """One row for each replicate: its last log point."""
-    table = curves(result)
-    last = table[table["step"] == table["step"].max()].drop(columns="diverged").reset_index(drop=True)
+    last = curves(dataclasses.replace(result, points=result.points[-1:])).drop(columns="diverged")
     diverged = (result.diverged_at >= 0).numpy()
     last.insert(2, "status", "interrupted" if result.interrupted else "done")
     last.loc[diverged, "status"] = "diverged"
@@ -154,6 +169,7 @@ def load(path: Path) -> Run:
         "method": environment["method"],
         "operator": operator,
         "estimator": estimator,
+        "temperature": method.get("temperature"),
         "run": path.name,
     }
     curves, summary = (pd.read_csv(path / name).assign(**names) for name in ("curves.csv", "summary.csv"))
@@ -172,17 +188,18 @@ def find(folder: Path) -> list[Run]:
     return [newest[key] for key in sorted(newest)]
 
 
-def together(runs: Sequence[Run], table: str) -> pd.DataFrame:
+def together(runs: Sequence[Run], table: str, beside: Sequence[str] = ()) -> pd.DataFrame:
     """The "curves" or the "summary" of all of them, one below the other.
 
-    Where a method stands there more than once on a task, its name is followed by the settings it differs in.
+    Where a method stands there more than once on a task, its name is followed by the settings it differs in;
+    not by those in `beside`, which have a column or need none.
     """
-    names = _names(runs)
+    names = _names(runs, beside)
     frames = [getattr(run, table).assign(method=name) for run, name in zip(runs, names, strict=True)]
     return pd.concat(frames, ignore_index=True)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[Run], beside: Sequence[str]) -> list[str]:
     """Each run's method, with what tells it from the other runs of that method on that task."""
     flat: list[dict[str, str]] = [
         {str(name): str(value) for name, value in pd.json_normalize(dict(run.config)).iloc[0].items()}
@@ -195,7 +212,9 @@ def _names(runs: Sequence[Run]) -> list[str]:
         told = sorted(name for name in own if any(config.get(name) != own[name] for config in others))
         # A task's n, d and k are those of the root.
         told = [
-            name for name in told if name != "results" and name.removeprefix("task.") not in {*told} - {name}
+            name
+            for name in told
+            if name not in ("results", *beside) and name.removeprefix("task.") not in {*told} - {name}
         ]
         settings = ", ".join(_setting(name, own[name]) for name in told)
         names.append(f"{key[1]} {settings}".strip())

@@ -2,12 +2,13 @@
 
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from topkbench import plots, records, tables
+from topkbench import frontier, plots, records, tables
 
 
 def report(folder: Path, runs: Sequence[records.Run]) -> str:
@@ -16,6 +17,14 @@ def report(folder: Path, runs: Sequence[records.Run]) -> str:
     Returns:
         The table and where everything lies, to print.
     """
+    shown, note, sheets = (_gradients if "at" in runs[0].curves else _training)(folder, runs)
+    for stem, draw in tqdm(sheets.items(), desc="figures", leave=False, delay=1):
+        plots.save(draw(), folder, stem, provenance(runs))
+    return f"\n{shown}\n\n{textwrap.fill(note, 100)}\n\n{folder}/\n{_listing(folder)}"
+
+
+def _training(folder: Path, runs: Sequence[records.Run]) -> tuple[str, str, dict[str, Callable[[], Figure]]]:
+    """The table, what it means, and the figures of runs that learned."""
     curves, summary = (records.together(runs, name) for name in ("curves", "summary"))
     table = tables.comparison(summary)
     tables.write(table, folder, "table", caption(runs))
@@ -24,10 +33,19 @@ def report(folder: Path, runs: Sequence[records.Run]) -> str:
         "gradient_variance": lambda: plots.gradient_variance(curves),
         "final_loss": lambda: plots.final_loss(summary),
     }
-    for stem, draw in tqdm(sheets.items(), desc="figures", leave=False, delay=1):
-        plots.save(draw(), folder, stem, provenance(runs))
-    note = textwrap.fill(tables.NOTE, 100)
-    return f"\n{tables.text(table)}\n\n{note}\n\n{folder}/\n{_listing(folder)}"
+    return tables.text(table), tables.NOTE, sheets
+
+
+def _gradients(folder: Path, runs: Sequence[records.Run]) -> tuple[str, str, dict[str, Callable[[], Figure]]]:
+    """The same of runs that looked at gradients at a fixed W."""
+    table = frontier.summarised(records.together(runs, "curves", beside=("method.temperature",)))
+    frontier.write(table, folder, "gradients", caption(runs))
+    sheets = {
+        "frontier": lambda: frontier.figure(table),
+        "softness": lambda: frontier.figure(table, "softness"),
+    }
+    compared = "rel_bias2" in table  # with a truth
+    return frontier.readable(table).to_string(index=False), frontier.NOTE, sheets if compared else {}
 
 
 def _listing(folder: Path) -> str:
@@ -61,6 +79,7 @@ def caption(runs: Sequence[records.Run]) -> str:
         "k = {}": ("k",),
         "{} replicates": ("seeds",),
         "{} steps": ("train", "steps"),
+        "{} gradients": ("log", "samples"),
         "batches of {} rows": ("train", "batch"),
         "{}": ("optimizer", "_target_"),
         "learning rate {}": ("optimizer", "lr"),

@@ -1,5 +1,6 @@
 """The training loop. Every tensor has the replicate axis first; no method and no task is known by name."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,14 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from topkbench import gradients
 from topkbench.evaluate import evaluate
+from topkbench.gradients import Sampling, measure, true_gradient
 from topkbench.methods import Method
-from topkbench.optimizers import Optimizer, Stepper, per_replicate
+from topkbench.optimizers import Optimizer, Stepper, like, per_replicate
 from topkbench.randomness import Normals
 from topkbench.schedules import Constant, Schedule
-from topkbench.step import Memory, at_temperature, gradient
-from topkbench.tasks import Task
+from topkbench.step import WEIGHTS, Memory, at_temperature, gradients
+from topkbench.tasks import Learns, Task
 
 EXPLODED = 1e6  # a loss this many times the first one (or 1, if that is smaller) will not come back
 
@@ -49,16 +50,21 @@ class Logging:
         points: Log points, spread evenly from step 0 to the last, both included; >= 2.
         samples: Mini-batches for the gradient statistics at each log point, >= 2; 0 leaves them out.
         test_rows: Held-out rows for the metrics, >= 1.
+        truth: The relative standard error wanted of the true gradient, to compare the method's with at each
+            log point; > 0; None for no truth.
     """
 
     points: int = 41
     samples: int = 16
     test_rows: int = 1024
+    truth: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, points=2, test_rows=1)
         if self.samples < 2 and self.samples != 0:
             raise ValueError(f"samples must be >= 2, or 0 for none, got {self.samples}")
+        if self.truth is not None and not 0 < self.truth < float("inf"):
+            raise ValueError(f"truth must be > 0 and finite, or null for none, got {self.truth}")
 
     def steps(self, total: int) -> set[int]:
         """The steps that are logged: at most `points`, from 0 to the last."""
@@ -156,8 +162,9 @@ class _Loop:
         self.normals, self.batches, self.noise = normals, normals.child("train"), normals.child("method")
         self.teacher = task.teacher(normals.child("teacher"))
         self.test = task.sample(self.teacher, normals.child("test"), logging.test_rows, clean=True)
-        self.W = task.start(normals.child("start"))
-        self.stepper = Stepper(optimizer, self.W)
+        others = task.others(self.teacher, normals.child("others")) if isinstance(task, Learns) else {}
+        self.learned = {WEIGHTS: task.start(normals.child("start")), **others}
+        self.stepper = Stepper(optimizer, self.learned)
         self.temperature = (
             per_replicate("temperature", method.temperature, self.W)
             if hasattr(method, "temperature")
@@ -168,6 +175,10 @@ class _Loop:
         self.diverged_at = torch.full((replicates,), -1, device=self.W.device)
         self.worst = self.W.new_full((replicates,), torch.inf)  # the loss at which a replicate is given up
         self.touched = torch.zeros(self.W.shape[:2], dtype=torch.bool, device=self.W.device)
+
+    @property
+    def W(self) -> Tensor:
+        return self.learned[WEIGHTS]
 
     def run(self, progress: str | None) -> Result:
         result = Result(list(self.normals.seeds), self.W, [], self.diverged_at)
@@ -195,15 +206,20 @@ class _Loop:
     def update(self, step: int) -> None:
         """One step of every replicate that is still alive."""
         batch = self.task.sample(self.teacher, self.batches, self.training.batch)
-        loss, grad = gradient(self.method_at(step), self.task, self.W, batch, self.noise, self.memory)
-        norm = grad.flatten(1).norm(dim=1)
+        method = self.method_at(step)
+        loss, grads = gradients(method, self.task, self.learned, batch, self.noise, self.memory)
+        norm = torch.cat([grad.flatten(1) for grad in grads.values()], dim=1).norm(dim=1)
         if step == 0:
             self.worst = EXPLODED * loss.abs().clamp(min=1)
         alive = self.give_up(~(norm.isfinite() & (loss <= self.worst)), step)  # a NaN loss compares false
         if self.training.clip is not None:
-            grad = grad * (self.training.clip / norm.clamp(min=self.training.clip))[:, None, None]
-        self.touched |= (grad != 0).any(-1) & alive[:, None]
-        self.W = torch.where(alive[:, None, None], self.stepper(self.W, grad), self.W)
+            factor = self.training.clip / norm.clamp(min=self.training.clip)
+            grads = {name: grad * like(factor, grad) for name, grad in grads.items()}
+        self.touched |= (grads[WEIGHTS] != 0).flatten(2).any(-1) & alive[:, None]
+        moved = self.stepper(self.learned, grads)
+        self.learned = {
+            name: torch.where(like(alive, value), moved[name], value) for name, value in self.learned.items()
+        }
 
     def give_up(self, gone: Bool[Tensor, " R"], step: int) -> Bool[Tensor, " R"]:
         """Mark those that have just diverged; returns which are still alive."""
@@ -214,22 +230,27 @@ class _Loop:
     def observe(self, step: int) -> dict[str, Tensor]:
         """Every metric column at the present W: `(R,)` each."""
         method = self.method_at(step)
-        columns = evaluate(
-            method, self.task, self.W, self.test, self.normals.child("evaluate", step), self.memory
-        )
+        others = {name: value for name, value in self.learned.items() if name != WEIGHTS}
+        test = dataclasses.replace(self.test, learned=others)
+        noise = self.normals.child("evaluate", step)
+        columns = evaluate(method, self.task, self.W, test, noise, self.memory)
         if step == self.training.steps:  # no further step would notice that the last one went wrong
             self.give_up(~(columns["relaxed_loss"] <= self.worst), step)
         columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
         if self.logging.samples:
-            columns |= gradients.measure(
+            draws = self.normals.child("gradients", step)
+            error = self.logging.truth
+            truth = None if error is None else true_gradient(self.task, self.W, self.teacher, draws, error)
+            columns |= measure(
                 method,
                 self.task,
                 self.W,
                 self.teacher,
-                self.normals.child("gradients", step),
-                self.training.batch,
-                self.logging.samples,
-                self.memory,
+                draws,
+                Sampling(self.training.batch, self.logging.samples),
+                truth=truth,
+                memory=self.memory,
+                learned=others,
             )
         return columns
 

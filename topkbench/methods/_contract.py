@@ -14,6 +14,20 @@ from topkbench.randomness import Noise
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a task knows of where its rows come from: see `tasks.KnownInputs`.
+
+    Attributes:
+        elsewhere: `elsewhere(rows, x)`: the loss, as `Step.loss`, of rows `(R, T)` at other x `(R, T, d)`.
+        line_density: `line_density(x, direction)`: the density of x along a unit direction `(R, T, d)`,
+            given where x lies across it: `(R, T)`.
+    """
+
+    elsewhere: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+    line_density: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Step:
     """Everything a method may look at, by name. R replicates, B rows of x each.
 
@@ -29,6 +43,8 @@ class Step:
         memory: What a method keeps from one training step to the next: tensors `(R, ...)` by name, read and
             replaced in place (`step.memory["beta"] = ...`). Empty at the first step; where a gradient is
             only looked at, a copy.
+        inputs: How x is distributed, where the task knows: None else.
+        expected: The exact mean loss `(R, B)` where the subset is random and the task knows it: None else.
     """
 
     W: Float[Tensor, "R n d"]
@@ -39,6 +55,8 @@ class Step:
     loss: Callable[[Tensor], Float[Tensor, "R B"]]
     noise: Noise
     memory: dict[str, Tensor] = field(default_factory=dict)
+    inputs: Inputs | None = None
+    expected: Callable[[], Float[Tensor, "R B"]] | None = None
 
     def of(self, part: Float[Tensor, "*part"]) -> Float[Tensor, "*losses"]:
         """The loss per row of a mask `(*s, R, B, n)` or, where values are wanted, of a selection.

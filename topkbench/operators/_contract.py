@@ -28,7 +28,7 @@ class Guarantees:
         uniform_limit: As the temperature goes to infinity every entry of the mask goes to k/n.
         infinite: One score of -inf is never taken, one of +inf always, and gradients stay finite.
         rows_sum_to_1: Each row of the selection is non-negative and sums to 1.
-        equivariant: Permuting the scores permutes the mask, the rows and the gradients, and not the values.
+        equivariant: Permuting scores permutes mask and rows, not values; gradients too where no scores tie.
         ties: Equal scores get equal entries in every row of the selection.
         gradient: The gradient is the derivative; else a part of it is held constant on purpose.
         twice: The second derivative is that of the first (double backward).

@@ -4,6 +4,9 @@ import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Layer(NamedTuple):
     """Wires i and i + half are compared, i in the first half of each block of 2 half of wires[start:stop].
@@ -15,6 +18,8 @@ class Layer(NamedTuple):
         still: So many of the first comparators have a padding wire and exchange nothing.
         turn: `(size, low, high)`: before the layer, wires low to high of each block of that size change sign.
             Where a bitonic network sorts downwards, that is sorting upwards.
+        order: Before the layer, the last `len(order)` wires are put in this order. So comparators of wires
+            that lie anywhere become a block.
     """
 
     start: int
@@ -22,6 +27,7 @@ class Layer(NamedTuple):
     half: int
     still: int = 0
     turn: tuple[int, int, int] | None = None
+    order: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

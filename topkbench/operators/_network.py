@@ -19,7 +19,7 @@ of wires is two long runs of memory, whatever the layer.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import check_size
 from topkbench.operators._layers import Layer, Network
+from topkbench.operators._order import arrange, arranged, restore
 from topkbench.operators._steps import Step
 
 FAR = 1e15  # scores further out than that many temperatures, infinite ones too, are put there
@@ -86,6 +87,7 @@ def _sort(x: Tensor, differences: list[Tensor], shares: list[Tensor], job: Job) 
     """Run the scores through the network, in place, and write down differences and shares."""
     layers = job.network.layers
     for layer, (a, b), d, c in zip(layers, _all_ends(x, layers), differences, shares, strict=True):
+        arrange(x, layer)
         if layer.turn:
             _turned(x, layer.turn).neg_()
         torch.sub(a, b, out=d)
@@ -98,14 +100,19 @@ def _sort(x: Tensor, differences: list[Tensor], shares: list[Tensor], job: Job) 
         b.copy_(other)
 
 
-def _mix(
-    ends: Iterable[tuple[Tensor, Tensor]], differences: Iterable[Tensor], shares: Iterable[Tensor]
-) -> None:
+def _mix(x: Tensor, differences: Tensor, shares: Tensor, job: Job, *, backwards: bool) -> None:
     """Multiply by layer after layer, in place, and write down the differences met on the way."""
-    for (a, b), d, c in zip(ends, differences, shares, strict=True):
+    layers = job.network.layers
+    parts = (_parts(flat, layers) for flat in (differences, shares))
+    terms = list(zip(layers, _all_ends(x, layers), *parts, strict=True))
+    for layer, (a, b), d, c in reversed(terms) if backwards else terms:
+        if not backwards:
+            arrange(x, layer)
         torch.sub(a, b, out=d)
         a.addcmul_(d, c, value=-1)
         b.addcmul_(d, c)
+        if backwards:
+            restore(x, layer)
 
 
 def _last_wires(k: int | Tensor, job: Job, like: Tensor) -> Tensor:
@@ -142,9 +149,8 @@ def _forward(u: Tensor, k: int | Tensor, job: Job) -> tuple[Tensor, Tensor, Tens
     y = _last_wires(k, job, x)
     differences, shares = x.new_empty(2, network.comparators, *x.shape[1:]).unbind()
     mixed = y.new_empty(network.comparators, *y.shape[1:])
-    share_parts = _parts(shares, layers)
-    _sort(x, _parts(differences, layers), share_parts, job)
-    _mix(_all_ends(y, layers)[::-1], _parts(mixed, layers)[::-1], share_parts[::-1])
+    _sort(x, _parts(differences, layers), _parts(shares, layers), job)
+    _mix(y, mixed, shares, job, backwards=True)
     output = _wires_last(y[network.padding :], leading, job.rows)
     d, c, met = (part.view(*part.shape[:2], *leading) for part in (differences, shares, mixed))
     return output, d, c, met
@@ -158,7 +164,7 @@ def _backward(grad: Tensor, saved: Sequence[Tensor], job: Job) -> Tensor:
     g = flat.new_zeros(network.wires, *flat.shape[1:])
     g[network.padding :] = flat
     products = torch.empty_like(mixed)
-    _mix(_all_ends(g, layers), _parts(products, layers), _parts(shares, layers))
+    _mix(g, products, shares, job, backwards=False)
     slopes = job.step.slope(differences, shares)
     if any(layer.still for layer in layers):
         for layer, slope in zip(layers, _parts(slopes, layers), strict=True):
@@ -174,6 +180,7 @@ def _backward(grad: Tensor, saved: Sequence[Tensor], job: Job) -> Tensor:
         b.add_(t)
         if layer.turn:
             _turned(h, layer.turn).neg_()
+        restore(h, layer)
     return _wires_last(h[network.padding :], leading, False)
 
 
@@ -184,6 +191,7 @@ def plain(u: Tensor, k: int | Tensor, job: Job) -> Tensor:
     x = torch.cat([flat.new_zeros(network.padding, *flat.shape[1:]), flat])
     shares = []
     for layer in network.layers:
+        x = arranged(x, layer)
         if layer.turn:
             size, low, high = layer.turn
             blocks = x.view(len(x) // size, size, *x.shape[1:])
@@ -196,7 +204,7 @@ def plain(u: Tensor, k: int | Tensor, job: Job) -> Tensor:
         x = _exchanged(x, layer, c)
     y = _last_wires(k, job, flat)
     for layer, c in zip(reversed(network.layers), reversed(shares), strict=True):
-        y = _exchanged(y, layer, c)
+        y = arranged(_exchanged(y, layer, c), layer, back=True)
     return _wires_last(y[network.padding :], u.shape[:-1], job.rows)
 
 

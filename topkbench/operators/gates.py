@@ -30,6 +30,8 @@ def kept_softmax(
     It is also the softmax of all scores, cut to the k largest and renormalised. Only the kept scores get a
     gradient, and at k = 1 the gate is the constant 1 and none does.
 
+    VJP: `m (g - <m, g>) / temperature`, m the gate.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to keep, in [1, n]; a tensor gives each row its own.
@@ -69,6 +71,8 @@ def switch(
     """The softmax of all scores, cut to the k largest and not renormalised.
 
     Scores that are not kept get a gradient too, through the normaliser.
+
+    VJP: `(m g - p <m, g>) / temperature`, m the gate, p the softmax of all scores.
 
     Args:
         scores: `(..., n)`, floating point.

@@ -35,7 +35,9 @@ def _whole(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:
 def identity(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows k n"]:
-    """The scores themselves, divided by the temperature; its vector-Jacobian product is `g / temperature`.
+    """The scores themselves, divided by the temperature.
+
+    VJP: `g / temperature`.
 
     Not a relaxation of top-k: use it under a straight-through estimator, where its value cancels and only
     its gradient stays.
@@ -87,9 +89,9 @@ def _projected(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Ten
 def projected_identity(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows k n"]:
-    """The scores, centred and of norm 1; its vector-Jacobian product is that of the projection.
+    """The scores, centred and of norm 1: `c = (s - mean s) / |s - mean s|`.
 
-        c = (s - mean s) / |s - mean s|,      g  ->  P(g - c <c, g>) / |s - mean s|,    P g = g - mean g
+    VJP: `P(g - c <c, g>) / (|s - mean s| temperature)`, P g = g - mean g.
 
     What shifts or scales all scores alike, and so does not change the top-k, gets no gradient: under a
     straight-through estimator the scores do not drift, and there is no hyper-parameter to choose.

@@ -29,6 +29,8 @@ def sigmoid(
 ) -> Float[Tensor, "*out n"]:
     """Sigmoid about the midpoint, which is held constant: the mask's Jacobian is diagonal.
 
+    VJP: `m (1 - m) g / temperature`.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -61,7 +63,8 @@ def dftopk(
 ) -> Float[Tensor, "*out n"]:
     """Sigmoid about the midpoint, through which the gradient flows too (DFTopK).
 
-    The two scores at the midpoint take the whole counter-gradient, half each.
+    VJP: `h = m (1 - m) g / temperature`, less half of sum h at each of the two scores at the midpoint: they
+    take the whole counter-gradient. Of scores that tie there, only two do.
 
     Args:
         scores: `(..., n)`, floating point.

@@ -18,7 +18,7 @@ from topkbench.operators._network import Job, run
 from topkbench.operators._steps import step_named
 
 
-def _relaxed(
+def relaxed(
     scores: Tensor,
     k: int | Tensor,
     temperature: Temperature,
@@ -27,6 +27,16 @@ def _relaxed(
     *,
     rows: bool,
 ) -> Tensor:
+    """What these operators share: the rows, or the mask, of a relaxed network.
+
+    Args:
+        scores: As the operators'.
+        k: Likewise.
+        temperature: Likewise.
+        network: From how many wires there are to the network.
+        options: Their step, art and keep.
+        rows: Whether to give the rows `(..., k, n)` or the mask `(..., n)`.
+    """
     name, art, keep = options
     step, n = step_named(name, art), scores.shape[-1]
     if keep is not None and isinstance(k, int) and keep < k:
@@ -53,7 +63,7 @@ def _odd_even_mask(
     art: float = 0.25,
     keep: int | None = None,
 ) -> Tensor:
-    return _relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=False)
+    return relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=False)
 
 
 def _bitonic_mask(
@@ -65,7 +75,7 @@ def _bitonic_mask(
     art: float = 0.25,
     keep: int | None = None,
 ) -> Tensor:
-    return _relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=False)
+    return relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=False)
 
 
 @operator(
@@ -91,6 +101,10 @@ def odd_even(
     keep: int | None = None,
 ) -> Float[Tensor, "*rows k n"]:
     """Odd-even transposition sort, relaxed: n layers of comparators of neighbours.
+
+    VJP, from G = dL/dP, h = 0 and the last comparator to the first, P_a and P_b the rows on its wires before:
+    `d = <G_max - G_min, P_a - P_b> + (h_max - h_min)(a - b)`, `G_a = c G_max + (1 - c) G_min`, `G_b = c G_min
+    + (1 - c) G_max`, h likewise; then `d dc/da` is added to h_a and taken off h_b. What remains is h.
 
     Args:
         scores: `(..., n)`, floating point; score i starts on wire i.
@@ -118,7 +132,7 @@ def odd_even(
     last three steps; 2022, "Differentiable Top-k Classification Learning", for keep. Differs: row 1 is the
     largest; the n x n matrix is not built; keep knows no label that is sorted whatever its score.
     """
-    return _relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=True)
+    return relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=True)
 
 
 @operator(
@@ -147,6 +161,8 @@ def bitonic(
 
     With `step="logistic_phi", art=0.5, keep=16` it is what Petersen et al. 2022 (top-k) train ImageNet with.
 
+    VJP: as that of `odd_even`.
+
     Args:
         scores: `(..., n)`, floating point; score i starts on wire i.
         k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.
@@ -172,4 +188,4 @@ def bitonic(
     Source: as `odd_even`. Differs: as there; where n is no power of two, comparators without a second score
     do nothing, as in the published code (not in the paper).
     """
-    return _relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=True)
+    return relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=True)

@@ -50,6 +50,9 @@ def neuralsort(
 ) -> Float[Tensor, "*rows k n"]:
     """NeuralSort: row j is the softmax of `((n + 1 - 2j) s_i - sum_l |s_i - s_l|) / temperature` over i.
 
+    VJP, g_j for row P_j (for the mask all are g): with `h_j = P_j (g_j - <P_j, g_j>) / temperature`, h their
+    sum, `sum_j (n + 1 - 2j) h_ji - sum_l (h_i + h_l) sign(s_i - s_l)` at score i.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many rows, in [1, n].
@@ -147,6 +150,10 @@ def softsort(
 ) -> Float[Tensor, "*rows k n"]:
     """SoftSort: row j is the softmax of `-|s_(j) - s|^power / temperature`, s_(j) the j-th largest score.
 
+    VJP, g_j for row P_j (for the mask all are g): with `h_j = P_j (g_j - <P_j, g_j>) / temperature` and
+    `D_j = h_j power |s_(j) - s|^(power - 1) sign(s_(j) - s)`, `sum_j D_j` less `<D_j, 1>` at the score of
+    rank j.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many rows, in [1, n].
@@ -156,7 +163,8 @@ def softsort(
     Returns:
         The selection `(..., k, n)`: each row in (0, 1) and summing to 1. The mask, its sum over rows, sums
         to k, but an entry may exceed 1, and a larger score may get a smaller entry. With power=1 it has
-        kinks where scores tie; there the derivative of a distance is taken as 0.
+        kinks where scores tie; there the derivative of a distance is taken as 0. Which of equal scores has
+        the rank, and its share of the gradient, is left open.
 
     Raises:
         ValueError: k, temperature or power out of range, or rows that do not fit.

@@ -191,6 +191,9 @@ def perturbed_mask(
 ) -> Float[Tensor, "*rows n"]:
     """The mean of the hard masks of `samples` noisy copies of the scores.
 
+    VJP: `mean_i nu'(Z_i) (<H_i, g> - b_i) / temperature` over the draws Z_i, H_i their hard masks; nu'(z) is
+    z (normal) or 1 - exp(-z) (Gumbel), b_i the mean of the other <H_j, g> where centred, else 0.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n].
@@ -232,6 +235,8 @@ def perturbed_selection(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*rows k n"]:
     """As `perturbed_mask`, of the selection: row j is the mean one-hot of the j-th largest noisy score.
+
+    VJP: as that of `perturbed_mask`, with H_i and g of all k rows.
 
     Args:
         scores: `(..., n)`, floating point.

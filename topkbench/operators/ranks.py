@@ -147,6 +147,9 @@ def soft_rank(
     `temperature * log((j + 1) / j)` (kl); so a temperature suits scores whose spread is of the order of
     n temperature. Far above that all ranks are (n + 1) / 2 and the mask is 0 or 1.
 
+    VJP: `w (a g - <w, a g> / <w, 1>) / temperature`, a = 1 where 0 < m < 1, else 0; within the block of
+    scores pooled with rank k, w = 1 (l2) or the ranks r (kl), and 0 outside.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -196,6 +199,9 @@ def smooth_rank(
     `r_i = 1/2 + sum_j sigmoid((s_j - s_i) / temperature)`, j = i included: 1 for the largest score and n for
     the smallest as the temperature goes to 0. A low temperature gives right ranks, but the mask stays as soft
     as the margin says: with margin=1 the k-th score has 0.62 and the next 0.38.
+
+    VJP: `(D h - h (D 1)) / temperature`, `h = -g m (1 - m) / margin`, D_ij the derivative of the sigmoid at
+    `(s_j - s_i) / temperature`.
 
     Args:
         scores: `(..., n)`, floating point.

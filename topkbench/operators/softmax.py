@@ -54,6 +54,7 @@ def _n3_mask(scores: Tensor, k: int | Tensor, temperature: Temperature) -> Tenso
     streamed=_softmax_mask,
     bounded=False,
     monotone=False,
+    infinite=False,
     family="softmax",
     cost="k n, memory k n; mask sqrt(k) n",
     source="Xie & Ermon 2019",
@@ -63,6 +64,11 @@ def softmax(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows k n"]:
     """Successive softmax: the j-th row is the softmax of the scores less what rows 1..j-1 took.
+
+    Row j is `a_j = softmax(v_j)`, with `v_1 = s / temperature`, `v_{j+1} = v_j + log(1 - a_j) / temperature`.
+
+    VJP, g_j for row j (for the mask all are g): from w = 0, for j = k, ..., 1,
+    `b = g_j - w / (temperature (1 - a_j))`, `w += a_j (b - <a_j, b>)`; then `w / temperature`.
 
     Args:
         scores: `(..., n)`, floating point.
@@ -81,8 +87,9 @@ def softmax(
 
     Source: Xie & Ermon 2019, "Reparameterizable Subset Sampling via Continuous Relaxations", eq. (4)-(6),
     without the Gumbel noise. Differs: log(1 - a) is exact, where the published code clamps 1 - a from
-    below, so that temperature -> 0 gives the hard top-k whatever the scores. As in the source, what is
-    taken is pushed down in units of the scores, so `softmax(c s, k, c temperature)` depends on c.
+    below, so that temperature -> 0 gives the hard top-k of any scores that do not tie. As in the source, what
+    is taken is pushed down in units of the scores: `softmax(c s, k, c temperature)` depends on c; of a tie
+    each goes down by log 2 and may be passed by the next; above temperature 1 what leads by far leads again.
     """
     return _rows(scores, k, temperature, once=False)
 
@@ -106,6 +113,8 @@ def n3(
     What is taken is pushed down in units of the temperature, by no more than it stands above the rest: two
     scores that are far above the others share the first two rows, and a low temperature does not make every
     row hard.
+
+    VJP: as that of `softmax`, but `b = g_j - w / (1 - a_j)`.
 
     Args:
         scores: `(..., n)`, floating point.
@@ -142,6 +151,8 @@ def scaled_softmax(
     """K times the softmax: `k softmax(s / temperature)`.
 
     The naive baseline. At a low temperature it goes to k times the argmax and not to the hard mask.
+
+    VJP: `m (g - <m, g> / k) / temperature`.
 
     Args:
         scores: `(..., n)`, floating point.

@@ -125,8 +125,9 @@ def marginals(
     """The probability of each score to be in a random k-subset, `p(z) ~ exp(<z, s> / temperature)`.
 
     `m_i = w_i e_(k-1)(w without i) / e_k(w)`, w = exp(s / temperature), e_k the elementary symmetric
-    polynomial; at k = 1 the softmax. Its vector-Jacobian product is `C g / temperature` with C the
-    covariance of z, which is never built.
+    polynomial; at k = 1 the softmax.
+
+    VJP: `C g / temperature`, C the covariance of z, `C_ij = P(z_i z_j = 1) - m_i m_j`, which is never built.
 
     Args:
         scores: `(..., n)`, floating point.
@@ -208,7 +209,7 @@ def log_probability(
 def entropy(
     scores: Float[Tensor, "*rows n"], k: int, temperature: Temperature = 1.0
 ) -> Float[Tensor, "*rows"]:
-    """`-E log p(z)`, in [0, log C(n, k)]; differentiable."""
+    """`-E log p(z)`, in [0, log C(n, k)]; its gradient is `-C s / temperature^2`, C as in `marginals`."""
     temperature = prepared(scores, k, temperature)
     u, _ = _tilted(scores, k, temperature)
     counted = _counted(k, scores.shape[-1])

@@ -33,6 +33,8 @@ def entropic(
     Solves `max_m <m, s> - temperature * sum(m log m + (1-m) log(1-m))` subject to `0 <= m <= 1, sum m = k`;
     so `m_i = sigmoid(s_i / temperature - t)`.
 
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = m (1 - m).
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -60,6 +62,8 @@ def lapsum(
     """Laplace threshold with sum k (LapSum): F is the distribution function of the Laplace law.
 
     `m_i = e^u / 2` where `u = s_i / temperature - t` is below 0, `1 - e^-u / 2` above.
+
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = min(m, 1 - m).
 
     Args:
         scores: `(..., n)`, floating point.
@@ -89,6 +93,8 @@ def gaussian(
     The deterministic companion of Gaussian perturbation: item i is taken where `s_i + temperature * Z_i`
     exceeds one common threshold, in the mean over Z.
 
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a the normal density at the quantile of m.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -117,6 +123,8 @@ def cauchy(
     """Cauchy threshold with sum k: tails so heavy that a gradient reaches scores far from the threshold.
 
     `m_i = atan(s_i / temperature - t) / pi + 1/2`.
+
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = sin(pi m)^2 / pi.
 
     Args:
         scores: `(..., n)`, floating point.
@@ -154,6 +162,8 @@ def sparsemax(
     `m_i = clip(s_i / temperature - t, 0, 1)`. It is the hard mask, and its gradient 0, as soon as
     the k-th and (k+1)-th score are a temperature apart.
 
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = 1 where 0 < m < 1, else 0.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -189,6 +199,8 @@ def entmax(
     `m_i = clip((alpha - 1) s_i / temperature - t, 0, 1)^(1 / (alpha - 1))`; alpha = 2 is `sparsemax`, and
     alpha -> 1 goes to a constrained softmax.
 
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = m^(2 - alpha) where 0 < m < 1, else 0.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -220,6 +232,8 @@ def pnorm(
     """Sparse top-k mask with p-norm regularisation: `clip(s / temperature - t, 0, 1)^(1 / (p - 1))`, sum k.
 
     The map of `entmax` with alpha = p and its temperature divided by p - 1; p = 2 is `sparsemax`.
+
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = m^(2 - p) / (p - 1) where 0 < m < 1, else 0.
 
     Args:
         scores: `(..., n)`, floating point.
@@ -258,6 +272,8 @@ def csoftmax(
 
     Solves `max_m <m, s> - temperature * sum(m log m)` subject to `0 <= m <= 1, sum m = k`. What is taken for
     certain is exactly 1, and no gradient reaches it; below that it is a softmax.
+
+    VJP: `a (g - <a, g> / <a, 1>) / temperature`, a = m where m < 1, else 0.
 
     Args:
         scores: `(..., n)`, floating point.

@@ -83,6 +83,8 @@ def soft(
     the row's squares, a constant for the gradient. Converged, it is
     `entropic(scores, k, temperature * c / 2)`.
 
+    VJP: `2 a (g - <a, g> / <a, 1>) / (temperature c)`, a = m (1 - m): that of the limit.
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; a tensor gives each row its own.
@@ -133,6 +135,9 @@ def sinkhorn(
 
     `S(X)` is exp(X) with rows, columns and rows again divided by their sums, in turn; in the limit the doubly
     stochastic matrix P that maximises `<P, w s^T> + temperature * entropy(P)`. Row j does not depend on k.
+
+    VJP, g_j for row P_j: from G_j = P_j g_j (0 beyond k) back through the divisions, each of which takes
+    `X sum G` off G, sums over the rows or columns divided, X what came out; then `w^T G / temperature`.
 
     Args:
         scores: `(..., n)`, floating point.

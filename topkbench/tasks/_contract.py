@@ -1,7 +1,8 @@
-"""What a task is: where top-k sits, what is random, what is learned, and how far W is from it."""
+"""What a task is: where top-k sits, what is random, what is learned, and how good a W is."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -19,13 +20,29 @@ class Batch:
 
     Attributes:
         x: `(R, B, d)`.
-        target: `(R, B, k or n)`.
-        teacher: What the task planted, each `(R, ...)`; `teacher["W"]` is W* `(R, n, d)`.
+        target: `(R, B, m)`.
+        teacher: What the task planted, each `(R, ...)`; `teacher["W"]` is W* `(R, n, d)` where there is one.
+        given: What all rows share besides, each `(R, ...)`: the candidates of a retriever, say.
+        learned: What is learned beside W, each `(R, ...)`: see `Learns`.
     """
 
     x: Float[Tensor, "R B d"]
     target: Float[Tensor, "R B m"]
     teacher: Teacher
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def pieces(self, rows: int) -> Iterator["Batch"]:
+        """The batch, so many rows at a time."""
+        for start in range(0, self.x.shape[1], rows):
+            part = slice(start, start + rows)
+            yield dataclasses.replace(self, x=self.x[:, part], target=self.target[:, part])
+
+    def replicates(self, which: Tensor) -> "Batch":
+        """The batch of some of the replicates."""
+        parts = {"teacher": self.teacher, "given": self.given, "learned": self.learned}
+        chosen = {name: {key: one[which] for key, one in part.items()} for name, part in parts.items()}
+        return Batch(self.x[which], self.target[which], **chosen)
 
 
 @runtime_checkable
@@ -47,19 +64,58 @@ class Task(Protocol):
         ...
 
     def sample(self, teacher: Teacher, noise: Noise, rows: int, clean: bool = False) -> Batch:
-        """`rows` fresh rows; `clean` ones carry no target noise."""
+        """`rows` fresh rows; `clean` ones are held out and carry no target noise."""
+        ...
+
+    def scores(self, W: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B n"]:
+        """What top-k ranks: `scores_of(W, batch.x)` where nothing else is said."""
         ...
 
     def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """The loss per row of the mask or the values (see `wants`), hard or relaxed; samples in front."""
         ...
 
-    def match(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, "R n d"]:
-        """W with its rows named as the teacher names them, where the loss cannot tell the names apart."""
+    def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
+        """How good W is on held-out rows with the hard top-k: a column of the record each."""
         ...
 
-    def distance(self, matched: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
-        """`|W - W*| / |W*|` of a matched W, up to what else the loss cannot tell apart."""
+
+@runtime_checkable
+class Learns(Protocol):
+    """A task that learns more than W; it finds it in `batch.learned`."""
+
+    def others(self, teacher: Teacher, noise: Noise) -> dict[str, Tensor]:
+        """What it starts from, each `(R, ...)`; the optimizer moves it as it moves W."""
+        ...
+
+
+@runtime_checkable
+class KnownInputs(Protocol):
+    """A task whose scores are W x with x of a known density: the gradient of its mean hard loss is known.
+
+    See `methods._flux`, which asks for no more than this.
+    """
+
+    def moved(self, batch: Batch, rows: Tensor, x: Float[Tensor, "R T d"]) -> Batch:
+        """The rows `(R, T)` of a batch with other x, and with what is to be learned there.
+
+        Noise on a target moves along with its row.
+        """
+        ...
+
+    def line_density(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
+    ) -> Float[Tensor, "R T"]:
+        """The density at x along a unit direction, given where x lies across it: per unit of length."""
+        ...
+
+
+@runtime_checkable
+class KnownExpectation(Protocol):
+    """A task whose subset is random and whose mean loss is exact, by enumeration: it is what is evaluated."""
+
+    def population_loss(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
+        """The mean loss over the law of the subset and over all rows there are, differentiable in W."""
         ...
 
 

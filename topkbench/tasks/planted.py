@@ -1,5 +1,7 @@
 """What the three tasks of the founding question share: Gaussian x and a planted W* to learn."""
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher, scores_of
 
 START = 0.5  # a first score has standard deviation 1/2: small, but its ranking is not rounding
+AT_ONCE = 128  # rows of a held-out batch
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,31 @@ class Planted(ABC):
             target = target + self.noise * noise("target", *target.shape[1:])
         return Batch(x, target, teacher)
 
+    def scores(self, W: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B n"]:
+        """W x."""
+        return scores_of(W, batch.x)
+
+    def moved(self, batch: Batch, rows: Tensor, x: Float[Tensor, "R T d"]) -> Batch:
+        """Rows of a batch at other x, each with the noise that its own target carries."""
+        target = self.target(scores_of(batch.teacher["W"], x), batch.teacher)
+        if self.noise:
+            clean = self.target(scores_of(batch.teacher["W"], batch.x), batch.teacher)
+            noise = batch.target - clean
+            target = target + noise.gather(1, rows.unsqueeze(-1).expand(*rows.shape, noise.shape[-1]))
+        return dataclasses.replace(batch, x=x, target=target)
+
+    def line_density(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
+    ) -> Float[Tensor, "R T"]:
+        """That of a standard normal: its components along and across a direction are independent."""
+        return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
+
+    def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
+        """`recall`: the share of the teacher's top k that is found; `distance` of W to W*."""
+        matched = self.match(W, test.teacher)
+        found = torch.cat([recall(self.k, matched, piece) for piece in test.pieces(AT_ONCE)], dim=-1)
+        return {"recall": found.mean(-1), "distance": self.distance(matched, test.teacher)}
+
     def match(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, "R n d"]:  # noqa: ARG002
         """W itself: the target names the rows."""
         return W
@@ -72,6 +101,13 @@ class Planted(ABC):
     def distance(self, matched: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
         """`|W - W*| / |W*|` in the Frobenius norm, 0 at the teacher."""
         return relative_distance(matched, teacher["W"])
+
+
+def recall(k: int, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B"]:
+    """The share of the teacher's top k that is in the learner's, per row; W matched to the teacher."""
+    ours = hard_mask(scores_of(matched, batch.x), k)
+    theirs = hard_mask(scores_of(batch.teacher["W"], batch.x), k)
+    return (ours * theirs).sum(-1) / k
 
 
 def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -86,24 +86,24 @@ def check_rows_sum_to_1(operator: Operator) -> None:
 
 def check_infinite(operator: Operator) -> None:
     """One score of -inf is never taken and one of +inf always, with finite gradients; the rest as without."""
-    for k, infinity in product((1, 2, 4), (-torch.inf, torch.inf)):
+    for k, infinity, temperature in product((1, 2, 4), (-torch.inf, torch.inf), (0.5, 2.0)):
         row = SEPARATED.clone()
         row[3] = infinity
-        case = Case(row.requires_grad_(), k, 0.5)
+        case = Case(row.requires_grad_(), k, temperature)
         mask = operator(*case)
         taken = torch.tensor(float(infinity > 0), dtype=mask.dtype)
         close(mask[3], taken, f"a score of {infinity} is not all or nothing", case)
         require(mask.isfinite(), "mask is not finite", case)
         (gradient,) = torch.autograd.grad(mask.square().sum(), row)
         require(gradient.isfinite(), "gradient is not finite", case)
-        hot = torch.tensor(0.5, dtype=mask.dtype, requires_grad=True)
+        hot = torch.tensor(temperature, dtype=mask.dtype, requires_grad=True)
         total = operator(row.detach(), k, hot).square().sum()
         if total.requires_grad:
             (slope,) = torch.autograd.grad(total, hot)
             require(slope.isfinite(), "gradient in the temperature is not finite", case)
         if k > (infinity > 0):
             others = torch.cat([SEPARATED[:3], SEPARATED[4:]])
-            alone = operator(others, k - int(infinity > 0), 0.5)
+            alone = operator(others, k - int(infinity > 0), temperature)
             close(torch.cat([mask[:3], mask[4:]]), alone, "the others are not as without it", case)
 
 
