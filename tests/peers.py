@@ -176,6 +176,50 @@ def diffsort(network: str, distribution: str) -> Adapted:
     return selection
 
 
+def difftopk_splitter(step: str) -> Adapted:
+    """Columns, smallest first. Its layers in its dense product, as the sparse one needs torch_sparse.
+
+    It makes constants of the default precision.
+    """
+
+    def selection(scores: Tensor, k: int, temperature: float) -> Tensor:
+        from difftopk.functional import execute_topk
+        from difftopk.networks import sparse_splitter_selection_network
+
+        layers = sparse_splitter_selection_network(scores.shape[-1], k)
+        network = [[torch.from_numpy(matrix) for matrix in layer[:4]] for layer in layers]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(scores.dtype)
+        try:
+            _, matrix = execute_topk(network, scores, k, 1 / temperature, 0.25, step)
+        finally:
+            torch.set_default_dtype(before)
+        return matrix.flip(-1).mT
+
+    return selection
+
+
+def ott_plan(anchors: int, iterations: int) -> Adapted:
+    """The plan of its soft sort to m anchors, smallest first; with m of n / k anchors, the top k of it."""
+
+    def mask(scores: Tensor, k: int, temperature: float) -> Tensor:
+        import jax.numpy as jnp
+        from ott.tools.soft_sort import transport_for_sort
+
+        n = scores.shape[-1]
+        fixed = {"min_iterations": iterations, "max_iterations": iterations, "implicit_diff": None}
+
+        def taken(row: Any) -> Any:
+            evenly = (jnp.ones(size) / size for size in (n, anchors))
+            plan = transport_for_sort(row, *evenly, epsilon=temperature, threshold=0.0, **fixed).matrix
+            share = jnp.clip(anchors * k / n - jnp.arange(anchors)[::-1], 0, 1)
+            return n * plan @ share
+
+        return _ThroughJax.apply(scores, taken)
+
+    return mask
+
+
 def pot_sinkhorn(scores: Tensor, k: int, temperature: float) -> Tensor:
     """The plan of the cost `j s` between masses 1, of a row at a time, to convergence; by autograd."""
     import ot

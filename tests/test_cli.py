@@ -49,6 +49,46 @@ def test_the_console_script_is_the_same(tmp_path):
     assert '"command": "topkbench method=hard' in file.read_text()
 
 
+GRADIENTS = [
+    "n=4",
+    "d=3",
+    "k=2",
+    "seeds=2",
+    "train.batch=4",
+    "log.samples=4",
+    "log.truth=1",
+    "log.test_rows=8",
+]
+
+
+def test_gradients_at_fixed_w_beside_the_true_one(tmp_path):
+    program = [sys.executable, "-m", "topkbench.gradients"]
+    done = typed(
+        tmp_path, "-m", "+method=hard,oracle,softmax", "task=gate", *GRADIENTS, "at=[0,1]", program=program
+    )
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "results" / "runs").iterdir()
+    assert {"frontier.pdf", "softness.png", "gradients.md", "gradients.tex"} <= {
+        f.name for f in sweep.iterdir()
+    }
+    table = pd.read_csv(sweep / "gradients.csv")
+    assert table["method"].tolist() == [name for name in ("hard", "oracle", "softmax") for _ in range(2)]
+    assert table["at"].tolist() == [0, 1] * 3
+    hard = table[(table["method"] == "hard") & (table["at"] == 0)].iloc[0]
+    assert hard["bias"] == "1"
+    curves = pd.read_csv(next(sweep.glob("gate-softmax-*")) / "curves.csv")
+    assert curves["at"].tolist() == [0, 0, 1, 1]
+    assert {"rho", "rho_se", "softness", "hard_loss"} <= set(curves)
+
+
+def test_training_may_look_at_the_true_gradient(tmp_path):
+    small = [word for word in GRADIENTS if not word.startswith("train")]
+    done = typed(tmp_path, "+method=entropic", "task=gate", *small, "train.steps=3", "log.points=2")
+    assert done.returncode == 0, done.stderr
+    curves = pd.read_csv(next(tmp_path.rglob("curves.csv")))
+    assert curves["rel_bias2"].notna().all()
+
+
 def test_a_sweep_ends_with_one_comparison(tmp_path):
     done = typed(tmp_path, "-m", "+method=hard,ste", "task=values,gate", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -130,10 +170,21 @@ ALL = ", ".join(METHODS)
         (["+method=hrad"], f"unknown method 'hrad'; did you mean hard? allowed: {ALL}"),
         (
             ["+method=hard", "task=gaet"],
-            "unknown task 'gaet'; did you mean gate? allowed: gate, mask, values",
+            "unknown task 'gaet'; did you mean gate? allowed: ",
         ),
-        (["+method=hard", "nn=3"], "unknown key 'nn'; did you mean n? allowed: d, device, "),
-        (["+method=hard", "+typo=1"], "unknown key 'typo'; did you mean dtype? allowed: d, device, "),
+        (["+method=hard", "nn=3"], "unknown key 'nn'; did you mean n? allowed: at, d, device, "),
+        (["+method=hard", "+typo=1"], "unknown key 'typo'; did you mean dtype? allowed: at, d, device, "),
+        (["+method=hard", "log.truth=0"], "log: truth must be > 0 and finite, or null for none, got 0"),
+        (["+method=hard", "at=[0,2]"], "at must hold numbers in [0, 1], got 2"),
+        (
+            ["+method=hard", "at=[0]", "log.samples=0"],
+            "at measures gradients: log.samples must be >= 2, got 0",
+        ),
+        (["+method=hard", "at=[0]", "log.samples=1"], "log: samples must be >= 2, or 0 for none, got 1"),
+        (
+            ["+method=gapped_ste", "task=gate"],
+            "GappedStraightThrough draws one of n: k must be 1, got k=8 of n=64",
+        ),
         (["+method=ste", "method.temprature=1"], "unknown key 'method.temprature'; did you mean method.temp"),
         (["+method=ste", "method.temperature=0"], "method: temperature must be > 0 and finite, got 0"),
         (["+method=ste", "method.temperature=x"], "method.temperature must be a number, got 'x'"),

@@ -3,7 +3,7 @@ import functools
 
 import pytest
 import torch
-from conftest import METHODS, PAIRS, TASKS, built
+from conftest import METHODS, OTHER_PAIRS, PAIRS, TASKS, built
 
 from topkbench.evaluate import hard_loss
 from topkbench.methods import Hard, HardSelection, Relaxed, SimpleF, StraightThrough
@@ -11,6 +11,7 @@ from topkbench.methods._contract import needs_objective
 from topkbench.operators import entropic, hard_mask
 from topkbench.randomness import Normals
 from topkbench.step import at_temperature, gradient, surrogate
+from topkbench.train import Logging, Training, train
 
 
 def case(task, seeds=(0, 1, 2), rows=7, dtype=torch.float64):
@@ -167,3 +168,17 @@ def _step(scores, loss):
     nothing = torch.zeros
     W, x = nothing(3, 6, 4).double(), nothing(3, 5, 4).double()
     return Step(W, x, scores, 2, "mask", loss, lambda *_: None)
+
+
+@pytest.mark.parametrize(("method", "task"), OTHER_PAIRS)
+def test_a_few_steps_of_every_pair(method, task):
+    """Training runs, stays finite, and a replicate learns what it learns alone."""
+    chosen, task, optimizer = built("method", method), built("task", task), built("optimizer", "sgd")
+    settings = Training(2, 4), Logging(2, 2, 8)
+    together = train(chosen, task, optimizer, [0, 1], *settings, dtype=torch.float64)
+    alone = train(chosen, task, optimizer, [1], *settings, dtype=torch.float64)
+    assert (together.diverged_at < 0).all()
+    for step, _, columns in together.points:
+        for name in ("hard_loss", "relaxed_loss", "grad_norm", "grad_variance"):
+            assert columns[name].isfinite().all(), (name, step)
+    torch.testing.assert_close(together.W[1:], alone.W, rtol=1e-8, atol=1e-11)

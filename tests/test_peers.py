@@ -10,9 +10,10 @@ What our numbers are checked against, all in all:
     optax                simplex: `sparsemax`; perturbations: `perturbed_mask`
     colt5-attention      coordinate descent, converged: `csoftmax`
     qfeval-functions     optimal transport with two anchors: `soft`, `entropic`
-    difftopk             `softsort`, `neuralsort`; elementary symmetric polynomials: `marginals`
+    difftopk             `softsort`, `neuralsort`, `splitter`; elementary symmetric polynomials: `marginals`
     diffsort             sorting networks: `odd_even`, `bitonic`
     POT                  Sinkhorn: `sinkhorn`
+    ott-jax              Sinkhorn to m anchors: `sinkhorn_rank`
     torchsort            `soft_rank`
     softtorch            `softsort`
     pyepo                `perturbed_mask`, `ImplicitMLE`, `BlackBox`
@@ -39,9 +40,11 @@ from torch import Tensor
 
 from topkbench import operators
 from topkbench.operators import Operator, csoftmax, entmax, entropic, pnorm, scaled_entmax, softmax, sparsemax
+from topkbench.operators.anchors import sinkhorn_rank
 from topkbench.operators.networks import bitonic, odd_even
 from topkbench.operators.permutation import neuralsort, softsort
 from topkbench.operators.ranks import soft_rank
+from topkbench.operators.splitter import splitter
 from topkbench.operators.subset import marginals
 from topkbench.operators.transport import sinkhorn, soft
 
@@ -66,6 +69,20 @@ class Peer(NamedTuple):
     tol: float = ROUNDING
     n: int = 6
     dtype: torch.dtype = torch.float64
+
+
+def _splitter(step: str, n: int) -> Peer:
+    """The temperatures and tolerances are those of `_network`, for the same reasons."""
+    return Peer(
+        f"splitter {step} of {n}: difftopk",
+        "difftopk",
+        lambda s, k, t: splitter.selection(s, k, t, step=step),
+        peers.difftopk_splitter(step),
+        tuple(sorted({1, (n + 1) // 2, n})),
+        (0.5, 1.0, 2.0),
+        tol=1e-8 if step in ("logistic_phi", "optimal") else ROUNDING,
+        n=n,
+    )
 
 
 def _network(ours: Operator, step: str, n: int) -> Peer:
@@ -172,6 +189,20 @@ PEERS = [
         (1.0, 3.0),
         tol=1e-8,
     ),
+    # At lower temperatures its gradient is not the derivative of its value, by 0.1 % at 0.1.
+    *(
+        Peer(
+            f"sinkhorn_rank, {anchors} anchors: ott",
+            "ott",
+            lambda s, k, t, anchors=anchors: sinkhorn_rank(s, k, t, anchors=anchors, iterations=50),
+            peers.ott_plan(anchors, 50),
+            (2, 6),
+            (1.0,),
+        )
+        for anchors in (4, 9)
+    ),
+    *(_splitter("cauchy", n) for n in (2, 3, 7, 16)),
+    *(_splitter(step, 6) for step in STEPS),
     # A size that is no power of two lacks comparators.
     *(_network(op, "cauchy", n) for op in (odd_even, bitonic) for n in (2, 3, 7, 8)),
     *(_network(op, step, 6) for op in (odd_even, bitonic) for step in STEPS),
@@ -193,7 +224,21 @@ def test_peer(peer):
             close(outcome(peer.ours, scores, k, temperature), theirs, peer.tol)
 
 
-DISTRIBUTIONS = {"colt5_attention": "colt5-attention", "qfeval_functions": "qfeval-functions", "ot": "POT"}
+@pytest.mark.parametrize("anchors", [2, 9])
+def test_sinkhorn_ranks_of_ott_at_a_low_temperature(anchors):
+    """The value; before it converges the two differ, as its iterations start with the anchors."""
+    pytest.importorskip("ott")
+    theirs = peers.ott_plan(anchors, 500)(draw(4, 6), 2, 0.1)
+    ours = sinkhorn_rank(draw(4, 6), 2, 0.1, anchors=anchors, iterations=500)
+    torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
+
+
+DISTRIBUTIONS = {
+    "colt5_attention": "colt5-attention",
+    "qfeval_functions": "qfeval-functions",
+    "ot": "POT",
+    "ott": "ott-jax",
+}
 
 
 @pytest.mark.parametrize("name", [name for name, op in vars(operators).items() if isinstance(op, Operator)])

@@ -198,6 +198,7 @@ def by_softness(ax: Axes, table: pd.DataFrame, looks: Looks) -> None:
             ax.annotate(
                 name, (0.01, rho.iloc[0]), xycoords=("axes fraction", "data"), fontsize=SMALL, va="bottom"
             )
+    plain_ticks(ax.xaxis)
     name_lines(ax, ends, looks)
 
 
@@ -208,7 +209,9 @@ def matched(table: pd.DataFrame, softness: float) -> pd.DataFrame:
         task, at, method, the temperature there, and bias, variance and rho; methods that never were that soft
         or that sharp are left out.
     """
-    rows = []
+    rows: list[dict[str, str]] = []
+    if "softness" not in table:
+        return pd.DataFrame(rows)
     for key, own in table[table["softness"] > 0].groupby(["task", "at", "method"], sort=False):
         own = own.sort_values("softness")
         at = np.log(own["softness"].to_numpy())

@@ -75,8 +75,8 @@ class Operator:
         function: `(scores, k, temperature)` -> mask `(..., n)`, or rows `(..., k, n)` where `has_rows`.
             A mask function also takes k as a tensor that broadcasts with the leading dimensions.
         guarantees: What the mask promises.
-        has_rows: Whether `function` yields the selection, row j whatever k; else rows are differences of
-            nested masks.
+        has_rows: Whether `function` yields the selection, row j whatever k (or, with `streamed`, of that k);
+            else rows are differences of nested masks.
         streamed: The mask, also for a tensor k, where rows need not all be there at once to add up to it.
         about: What the table of methods says of it.
     """

@@ -73,6 +73,10 @@ def _sinkhorn(logits: Tensor, masses: Tensor, iterations: int) -> Tensor:
 
 
 def _centred(shares: Tensor, a: Tensor) -> Tensor:
+    """`shares * (a - their mean of a)`, which does not cancel where nearly all goes to one anchor."""
+    most = shares.argmax(-2, keepdim=True)
+    a = a.expand(shares.shape)
+    a = a - a.gather(-2, most)
     return shares * (a - (shares * a).sum(-2, keepdim=True))
 
 

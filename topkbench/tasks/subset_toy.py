@@ -62,7 +62,7 @@ class SubsetToy:
         if self.d != 1:
             raise ValueError(f"d must be 1 (x is the number 1), got {self.d}")
         if self.law not in get_args(Law):
-            raise ValueError(f"law must be one of {', '.join(get_args(Law))}, got {self.law}")
+            raise ValueError(f"law must be one of {', '.join(get_args(Law))}, got {self.law!r}")
         if not 1 <= self.power < math.inf:
             raise ValueError(f"power must be >= 1 and finite, got {self.power}")
         self._check_count()

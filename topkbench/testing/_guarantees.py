@@ -39,7 +39,7 @@ def check_bounded(operator: Operator) -> None:
 
 def check_monotone(operator: Operator) -> None:
     """A larger score never gets a smaller mask, but for rounding."""
-    for case in cases(operator.guarantees.ties):
+    for case in (*cases(operator.guarantees.ties), *(Case(draw(20, 6), k, 1e-3) for k in counts(6))):
         mask = operator(*case).gather(-1, case.scores.argsort(-1))
         require(mask.diff(dim=-1) >= -1e-12, f"mask {mask.tolist()} of the ascending scores falls", case)
 
