@@ -36,7 +36,6 @@ PANELS = {
         "noisy relaxation",
     ),
 }
-MARKS = ("oracle", "hard")
 SOFT = 0.4  # where relaxations are compared: about half of what a uniform mask of 3 of 8 has
 
 
@@ -54,14 +53,14 @@ def members(methods: pd.DataFrame) -> dict[str, list[str]]:
 def sheet(table: pd.DataFrame, groups: dict[str, list[str]]) -> Figure:
     """A row of panels for each group, a column for each task; what is not of the group in grey."""
     tasks = list(dict.fromkeys(table["task"]))
-    heights = [max(1.7, 0.5 + 0.105 * (len(names) + len(MARKS))) for names in groups.values()]
+    heights = [max(1.7, 0.5 + 0.105 * len(names)) for names in groups.values()]
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.PAGE, sum(heights)), layout="constrained")
         grid = figure.subplots(
             len(groups), len(tasks), squeeze=False, sharex="col", sharey="col", height_ratios=heights
         )
         for axes, (title, names) in zip(grid, groups.items(), strict=True):
-            shown = table[table["method"].isin([*names, *MARKS])]
+            shown = table[table["method"].isin([*names, *frontier.MARKED])]
             looks = plots.looks_of(shown)
             for ax, task in zip(axes, tasks, strict=True):
                 frontier.panel(ax, table[table["task"] == task], looks, set(shown["method"]))

@@ -46,7 +46,7 @@ def hard_loss(task: Task, W: Float[Tensor, "R n d"], batch: Batch) -> Float[Tens
     Where the subset is random and its mean loss exact, that mean.
     """
     if isinstance(task, KnownExpectation):
-        return task.population_loss(W, batch.teacher)[:, None].expand(batch.x.shape[:2])
+        return task.population_loss(W, batch)[:, None].expand(batch.x.shape[:2])
     scores = task.scores(W, batch)
     part = hard_values if task.wants == "values" else hard_mask
     return task.loss(part(scores, task.k), scores, batch)

@@ -39,6 +39,7 @@ NOTE = (
     "without its sampling bias; < x: not told apart from 0, and below x (95 %). variance: over |g*|^2. rho: "
     "the share of the true gradient's decrease that a step keeps. ± half a 95 % interval over replicates."
 )
+MARKED = ("oracle", "hard")  # where every figure shows them apart: the best there is, and doing nothing
 LEAST = 1e-3  # a relative bias or variance below it is drawn here
 
 
@@ -159,22 +160,24 @@ def panel(ax: Axes, table: pd.DataFrame, looks: Looks, named: Collection[str] | 
         ax.plot(x, y, **look, lw=1.1 if of_interest else 0.6, zorder=order)
         if not of_interest:
             continue
-        special = str(method) in ("hard", "oracle")
-        sizes = (28 if special else 4) * np.linspace(1, 1 if special else 4, len(own))
+        special = str(method) in MARKED
+        sizes = np.full(len(own), 26.0) if special else np.linspace(2.5, 9, len(own))
         zero = own["rel_variance"].to_numpy() <= LEAST
         for marked, marker in ((~zero, "*" if special else "o"), (zero, "v")):
-            face = np.where(seen.to_numpy()[marked], "full", "hollow")
             ax.scatter(
                 x[marked],
                 y[marked],
                 s=sizes[marked],
                 marker=marker,
                 edgecolors=[look["color"]],
-                facecolors=[look["color"] if each == "full" else "white" for each in face],
-                linewidths=0.7,
+                facecolors=[look["color"] if each else "white" for each in seen.to_numpy()[marked]],
+                linewidths=0.6,
                 zorder=order + 1,
             )
-        ends[str(method)] = (float(x[-1]), float(y[-1]))
+        if special:  # beside its mark: it is one point, and the first thing one looks for
+            ax.annotate(str(method), (x[-1], y[-1]), (4, 3), textcoords="offset points", fontsize=SMALL)
+        else:
+            ends[str(method)] = (float(x[-1]), float(y[-1]))
     for axis in (ax.xaxis, ax.yaxis):
         plain_ticks(axis)
     name_lines(ax, ends, looks)
@@ -191,7 +194,7 @@ def by_softness(ax: Axes, table: pd.DataFrame, looks: Looks) -> None:
         own = own.sort_values("softness")
         ax.plot(own["softness"], own["rho"], **looks[str(method)], marker="o", ms=2)
         ends[str(method)] = (float(own["softness"].iloc[-1]), float(own["rho"].iloc[-1]))
-    for name in ("oracle", "hard"):
+    for name in MARKED:
         rho = table.loc[table["method"] == name, "rho"]
         if len(rho):
             ax.axhline(rho.iloc[0], color="0.5", lw=0.6, ls="dotted")

@@ -240,7 +240,11 @@ class _Loop:
         if self.logging.samples:
             draws = self.normals.child("gradients", step)
             error = self.logging.truth
-            truth = None if error is None else true_gradient(self.task, self.W, self.teacher, draws, error)
+            truth = (
+                None
+                if error is None
+                else true_gradient(self.task, self.W, self.teacher, draws, error, learned=others)
+            )
             columns |= measure(
                 method,
                 self.task,

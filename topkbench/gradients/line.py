@@ -55,7 +55,7 @@ def measure_at(
     teacher, W0 = _ends(task, normals)
     if any(places) and "W" not in teacher:
         raise ValueError(f"{type(task).__name__} has no planted W: it can be measured at 0 alone, the start")
-    others = task.others(teacher, normals.child("others")) if isinstance(task, Learns) else {}
+    others = _others(task, teacher, normals)
     test = task.sample(teacher, normals.child("test"), test_rows, clean=True)
     test = dataclasses.replace(test, learned=others)
     if hasattr(method, "temperature"):
@@ -82,6 +82,11 @@ def _ends(task: Task, normals: Normals) -> tuple[Teacher, torch.Tensor]:
     return task.teacher(normals.child("teacher")), task.start(normals.child("start"))
 
 
+def _others(task: Task, teacher: Teacher, normals: Normals) -> dict[str, torch.Tensor]:
+    """What is learned beside W, where it starts."""
+    return task.others(teacher, normals.child("others")) if isinstance(task, Learns) else {}
+
+
 def _between(teacher: Teacher, W0: torch.Tensor, place: float) -> torch.Tensor:
     return torch.lerp(W0, teacher["W"], place) if place else W0
 
@@ -93,4 +98,6 @@ def _truth(
     """The true gradient at a place: no function of the method, so that a sweep computes it once."""
     normals = Normals(list(seeds), (), device, dtype)
     teacher, W0 = _ends(task, normals)
-    return true_gradient(task, _between(teacher, W0, place), teacher, normals.child("truth"), error)
+    others = _others(task, teacher, normals)
+    W = _between(teacher, W0, place)
+    return true_gradient(task, W, teacher, normals.child("truth"), error, learned=others)

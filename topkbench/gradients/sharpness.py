@@ -18,11 +18,12 @@ def sharpness(
     """`softness`: the mean of 4 m (1 - m) over rows and scores, m the mask of the method's operator.
 
     0 for a hard mask, 4 (k/n) (1 - k/n) for a uniform one, less where entries exceed 1. Equal temperatures
-    are not equally soft: compare methods at equal softness. Empty for a method without an operator.
+    are not equally soft: compare methods at equal softness. Empty for a method without an operator, and for
+    the identity, which is no mask.
     """
-    if not hasattr(method, "operator"):
+    operator, options = bound(method.operator) if hasattr(method, "operator") else (None, {})
+    if operator is None or operator.about.family == "identity":
         return {}
-    operator, options = bound(method.operator)
     temperature = getattr(method, "temperature", 1.0)
     total = W.new_zeros(len(W))
     for piece in test.pieces(AT_ONCE):

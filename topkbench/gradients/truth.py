@@ -6,8 +6,9 @@ gradients over fresh rows, streamed until it is known as well as was asked for. 
 bias is then not reported.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,7 @@ def true_gradient(
     normals: Normals,
     error: float = 0.01,
     limit: int = LIMIT,
+    learned: Mapping[str, Tensor] | None = None,
 ) -> Truth:
     """The gradient of the mean hard loss at W.
 
@@ -82,6 +84,7 @@ def true_gradient(
         normals: What rows are drawn from.
         error: The standard error wanted, relative to the norm of the gradient, > 0.
         limit: How many rows a replicate may draw, >= 1; where they do not suffice the error is larger.
+        learned: What the task learns beside W; held constant.
 
     Raises:
         ValueError: the task has no truth; error or limit out of range; rows of W that coincide.
@@ -94,15 +97,17 @@ def true_gradient(
         raise ValueError(f"error must be > 0 and finite, got {error}")
     if limit < 1:
         raise ValueError(f"limit must be >= 1, got {limit}")
+    others = dict(learned or {})
     if isinstance(task, KnownExpectation):
-        return Truth(_exact(task, W, teacher)[None])
+        return Truth(_exact(task, W, teacher, others)[None])
     _check_apart(W)
     blocks = W.new_zeros(BLOCKS, *W.shape)
     active = torch.arange(len(W), device=W.device)
     for done in range(math.ceil(limit / (BLOCKS * ROWS))):
         draws = normals.child("truth", done)
         for b in range(BLOCKS):
-            batch = task.sample(teacher, draws, ROWS).replicates(active)
+            drawn = dataclasses.replace(task.sample(teacher, draws, ROWS), learned=others)
+            batch = drawn.replicates(active)
             fresh = gradient(Oracle(), task, W[active], batch, draws)[1]
             blocks[b, active] += (fresh - blocks[b, active]) / (done + 1)
         active = (Truth(blocks).error > error).nonzero().squeeze(-1)
@@ -111,10 +116,12 @@ def true_gradient(
     return Truth(blocks)
 
 
-def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher) -> Tensor:
+def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:
+    precise, learned = ({name: part.double() for name, part in parts.items()} for parts in (teacher, others))
     with torch.enable_grad():
         leaf = W.detach().double().requires_grad_()
-        loss = task.population_loss(leaf, {name: part.double() for name, part in teacher.items()})
+        batch = dataclasses.replace(task.population(precise), learned=learned)
+        loss = task.population_loss(leaf, batch)
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
     return grad.to(W.dtype)
 

@@ -32,9 +32,9 @@ class Step:
     """Everything a method may look at, by name. R replicates, B rows of x each.
 
     Attributes:
-        W: `(R, n, d)`, what is learned; carries the gradient.
+        W: `(R, n, d)`, or whatever `(R, a, b)` the task learns; carries the gradient.
         x: `(R, B, d)`, the mini-batch.
-        scores: `(R, B, n)`, `x W^T`; carries the gradient.
+        scores: `(R, B, n)`, `x W^T` in most tasks; carries the gradient.
         k: How many scores are kept.
         wants: What the task's loss is a function of: the "mask" `(R, B, n)` or the "values" `(R, B, k)`.
         loss: The task's loss of that part, per row: `(R, B)`.
@@ -47,7 +47,7 @@ class Step:
         expected: The exact mean loss `(R, B)` where the subset is random and the task knows it: None else.
     """
 
-    W: Float[Tensor, "R n d"]
+    W: Float[Tensor, "R a b"]
     x: Float[Tensor, "R B d"]
     scores: Float[Tensor, "R B n"]
     k: int

@@ -114,8 +114,15 @@ class KnownInputs(Protocol):
 class KnownExpectation(Protocol):
     """A task whose subset is random and whose mean loss is exact, by enumeration: it is what is evaluated."""
 
-    def population_loss(self, W: Float[Tensor, "R n d"], teacher: Teacher) -> Float[Tensor, " R"]:
-        """The mean loss over the law of the subset and over all rows there are, differentiable in W."""
+    def population(self, teacher: Teacher) -> Batch:
+        """All rows that a mini-batch is drawn from."""
+        ...
+
+    def population_loss(self, W: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, " R"]:
+        """The mean loss over the law of the subset and over the rows of a batch.
+
+        Differentiable in W and in what is learned beside it.
+        """
         ...
 
 

@@ -103,16 +103,22 @@ class Polynomial:
         together = fixed.unflatten(-1, (-1, self.d)).sum(-1).repeat_interleave(self.d, -1)
         return own + (together - fixed)
 
-    def population_loss(self, W: Float[Tensor, "R 2 d"], teacher: Teacher) -> Float[Tensor, " R"]:
+    def population(self, teacher: Teacher) -> Batch:
+        """One sample."""
+        c = teacher["c"]
+        x = _unit_vectors(1, self.d, c.dtype, c.device).expand(len(c), -1, -1)
+        return Samples(x, c[:, None, None].expand(-1, self.d, 1), teacher)
+
+    def population_loss(self, W: Float[Tensor, "R 2 d"], batch: Batch) -> Float[Tensor, " R"]:
         """The mean of f over all 2^d samples, differentiable in W; f itself, not d times it."""
-        zero, one = self._zero_and_one(teacher)
+        zero, one = self._zero_and_one(batch.teacher)
         p = (W[:, 0] - W[:, 1]).sigmoid().mean(-1)
         return zero + p * (one - zero)
 
     def metrics(self, W: Float[Tensor, "R 2 d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`gap`: the mean of f less the smallest f there is."""
         least = torch.minimum(*self._zero_and_one(test.teacher))
-        return {"gap": self.population_loss(W, test.teacher) - least}
+        return {"gap": self.population_loss(W, test) - least}
 
     def _zero_and_one(self, teacher: Teacher) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
         """What a latent that is 0 costs, and one that is 1."""

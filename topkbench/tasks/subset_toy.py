@@ -97,9 +97,14 @@ class SubsetToy:
         """`sum_i |z_i - b_i|^power`, z hard or relaxed."""
         return (part - batch.target).abs().pow(self.power).sum(-1)
 
-    def population_loss(self, W: Float[Tensor, "R n 1"], teacher: Teacher) -> Float[Tensor, " R"]:
+    def population(self, teacher: Teacher) -> Batch:
+        """The one row."""
+        b = teacher["b"].unsqueeze(1)
+        return Batch(torch.ones_like(b[..., :1]), b, teacher)
+
+    def population_loss(self, W: Float[Tensor, "R n 1"], batch: Batch) -> Float[Tensor, " R"]:
         """The mean of f over all subsets, differentiable in W."""
-        without, gain = self._without_and_gain(teacher)
+        without, gain = self._without_and_gain(batch.teacher)
         masks = _masks(self.n, self.k, W.device).to(W.dtype)
         return without + (self.probabilities(W) * (gain @ masks.mT)).sum(-1)
 
@@ -114,7 +119,7 @@ class SubsetToy:
         """`gap`: the mean of f less the smallest f of any subset."""
         without, gain = self._without_and_gain(test.teacher)
         least = without + gain.topk(self.k, largest=False).values.sum(-1)
-        return {"gap": self.population_loss(W, test.teacher) - least}
+        return {"gap": self.population_loss(W, test) - least}
 
     def _without_and_gain(self, teacher: Teacher) -> tuple[Float[Tensor, " R"], Float[Tensor, "R n"]]:
         """F of the empty mask, and what each one in the mask adds to it."""
