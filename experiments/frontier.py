@@ -4,8 +4,8 @@
     python -m topkbench.gradients +experiment=frontier_fixed hydra.sweep.dir=RUNS
     python experiments/frontier.py RUNS [OUT]
 
-Reads the records of the two sweeps and nothing else. Saves to OUT, by default results/frontier, the figure (PDF,
-PNG), the table of all of it, the table of the relaxations at matched softness, the best of each method at its
+Reads the records of the two sweeps and nothing else. Saves to OUT, by default results/frontier, the figure
+(PDF, PNG), the table of all of it, the table of the relaxations at matched softness, each method at its
 best temperature by descent efficiency (CSV, Markdown, LaTeX each), and where they come from (JSON).
 """
 
@@ -61,7 +61,8 @@ def sheet(table: pd.DataFrame, groups: dict[str, list[str]]) -> Figure:
         )
         for axes, (title, names) in zip(grid, groups.items(), strict=True):
             shown = table[table["method"].isin([*names, *frontier.MARKED])]
-            looks = plots.looks_of(shown)
+            own = (shown["operator"] == records.NONE) & ~shown["method"].isin(frontier.MARKED)
+            looks = plots.looks_of(shown.assign(operator=shown["operator"].mask(own, shown["method"])))
             for ax, task in zip(axes, tasks, strict=True):
                 frontier.panel(ax, table[table["task"] == task], looks, set(shown["method"]))
                 ax.set_title(f"{task}: {title}")

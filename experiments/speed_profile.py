@@ -2,9 +2,9 @@
 
     python experiments/speed_profile.py [OUT]
 
-Forward and backward of one contender, one thread, float32: torch operations a call, microseconds of wall time a
-call, microseconds per operation, torch.topk's own forward and backward beside it, and the operations that take
-most of the time, by self time. Writes OUT (by default results/speed)/profile.{csv,md,tex}.
+Forward and backward of one contender, one thread, float32: torch operations a call, microseconds of wall
+time a call, microseconds per operation, torch.topk's own forward and backward beside it, and the operations
+that take most of the time, by self time. Writes OUT (by default results/speed)/profile.{csv,md,tex}.
 """
 
 import sys

@@ -49,12 +49,9 @@ def ends(task, seeds=(0, 1, 2)):
 
 def along(task, method, teacher, W, direction, normals, batches=20, rows=1000):
     """The mean of a method's gradient along a direction, with its standard error."""
-    values = torch.stack(
-        [
-            (gradient(method, task, W, task.sample(teacher, normals, rows), normals)[1] * direction).sum((1, 2))
-            for _ in range(batches)
-        ]
-    )
+    drawn = (task.sample(teacher, normals, rows) for _ in range(batches))
+    grads = [gradient(method, task, W, batch, normals)[1] for batch in drawn]
+    values = torch.stack([(grad * direction).sum((1, 2)) for grad in grads])
     return values.mean(0), values.std(0) / batches**0.5
 
 
@@ -94,8 +91,8 @@ def test_the_hard_gradient_of_mask_is_not():
 def test_two_scores_of_which_one_is_kept_are_an_angle():
     """n = 2, k = 1 on `gate`: F is a multiple of the angle between w_1 - w_2 and that of the teacher.
 
-    With u = w_1 - w_2, the loss is (c_1^2 + c_2^2) / 2 where u x and u* x differ in sign, which has probability
-    angle(u, u*) / pi: F = (c_1^2 + c_2^2) angle / (2 pi), and dF/dw_1 = -dF/dw_2 by one line of algebra.
+    With u = w_1 - w_2, the loss is (c_1^2 + c_2^2) / 2 where u x and u* x differ in sign, which has
+    probability angle(u, u*) / pi: F = (c_1^2 + c_2^2) angle / (2 pi), and dF/dw_1 = -dF/dw_2 by one line of algebra.
     """
     task = Gate(2, 4, 1)
     teacher, W, normals = ends(task)
@@ -111,7 +108,7 @@ def test_two_scores_of_which_one_is_kept_are_an_angle():
 
 @pytest.mark.parametrize("kind", [Gate, Mask, Values])
 def test_the_oracle_has_no_bias(kind):
-    """Against a truth from other rows: within 3 standard errors, and in one more replicate no worse than 4."""
+    """Against a truth from other rows, within 3 standard errors."""
     task = kind(6, 4, 2)
     teacher, W, normals = ends(task, range(4))
     truth = true_gradient(task, W, teacher, normals.child("truth"), error=0.02)
@@ -154,7 +151,7 @@ def test_the_flux_is_that_of_every_pair_looked_at_one_by_one(k):
                 for kept in (i, j):
                     mask = torch.zeros(4, dtype=torch.float64)
                     mask[[*above, kept]] = 1
-                    losses.append((((mask - target) * teacher["c"][0]).square().sum() / 2))
+                    losses.append(((mask - target) * teacher["c"][0]).square().sum() / 2)
                 rho = 1 / (math.sqrt(2 * math.pi) * (W[0, i] - W[0, j]).norm())
                 jump = rho * (losses[0] - losses[1]) * there / 50
                 expected[i] += jump

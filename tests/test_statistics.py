@@ -88,7 +88,7 @@ def test_standard_errors_are_those_of_repetition():
 
 
 def test_a_replicates_truth_does_not_depend_on_the_others():
-    task, teacher, W, normals, truth = setting(error=0.05)
+    task, teacher, W, _, truth = setting(error=0.05)
     alone = Normals([1], dtype=torch.float64)
     own = true_gradient(
         task, W[1:2], {name: part[1:2] for name, part in teacher.items()}, alone.child("truth"), 0.05

@@ -55,6 +55,7 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
         variance that is the method's own; operator and estimator.
     """
     rows = []
+    curves = curves.replace([math.inf, -math.inf], math.nan)
     for key, group in curves.groupby(KEYS, sort=False, dropna=False):
         row = dict(zip(KEYS, key, strict=True)) | {
             name: group[name].iloc[0] for name in ("operator", "estimator")

@@ -78,12 +78,16 @@ def caption(runs: Sequence[records.Run]) -> str:
         "d = {}": ("d",),
         "k = {}": ("k",),
         "{} replicates": ("seeds",),
-        "{} steps": ("train", "steps"),
-        "{} gradients": ("log", "samples"),
         "batches of {} rows": ("train", "batch"),
-        "{}": ("optimizer", "_target_"),
-        "learning rate {}": ("optimizer", "lr"),
     }
+    if all(run.config.get("at") for run in runs):
+        shared["{} gradients"] = ("log", "samples")
+    else:
+        shared |= {
+            "{} steps": ("train", "steps"),
+            "{}": ("optimizer", "_target_"),
+            "learning rate {}": ("optimizer", "lr"),
+        }
     facts = []
     for words, path in shared.items():
         values = {

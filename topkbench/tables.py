@@ -180,4 +180,5 @@ def _tex(string: str) -> str:
     ):
         string = string.replace(plain, escaped)
     string = re.sub(r"e([+-])0?(\d+)", lambda e: rf" \cdot 10^{{{e[1].lstrip('+')}{e[2]}}}", string)
-    return f"${string.replace('$', '')}$" if (r"$\pm$" in string or r"\cdot" in string) and string[0] in "-0123456789" else string
+    is_number = string[:1] in [*"-0123456789"] and (r"$\pm$" in string or r"\cdot" in string)
+    return f"${string.replace('$', '')}$" if is_number else string

@@ -215,7 +215,7 @@ def _columns(blocks: _Blocks, truth: Truth | None, target: Tensor | None) -> Col
         "rel_bias2": bias2 / true_power,
         "rel_variance": total / true_power,
         "rel_mse": (bias2 + total) / true_power,
-        "cos_mean": inner / (unbiased * true_power).sqrt(),
+        "cos_mean": torch.where(unbiased > 0, inner / (unbiased * true_power).sqrt(), torch.nan),
         "cos_sample": blocks.sums["cosine"].sum(0) / count,
         "rho": torch.where(size > 0, share, 0),
     }

@@ -21,7 +21,7 @@ from topkbench.step import gradient
 from topkbench.tasks import KnownExpectation, KnownInputs, Task, Teacher
 
 BLOCKS = 10
-ROWS = 128  # of one block in one round
+ROWS = 512  # of one block in one round
 LIMIT = 1 << 17  # rows in all: 4 times as many would halve the error
 
 

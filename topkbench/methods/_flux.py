@@ -54,7 +54,7 @@ class _Ties(NamedTuple):
     row: Int[Tensor, " T"]
     one: Int[Tensor, " T"]
     other: Int[Tensor, " T"]
-    above: Bool[Tensor, "T n"]  # who scores more
+    above: Float[Tensor, "T n"]  # 1 for who scores more
 
 
 class _Pairs:
@@ -80,8 +80,9 @@ class _Pairs:
             scores = q.index_select(0, row)
             far = scores.gather(1, i) - scores.gather(1, j)
             moved = scores.addcmul_(self.moves.index_select(0, pair), far, value=-1)
-            above = moved > moved.gather(1, i)
-            above.scatter_(1, i, False).scatter_(1, j, False)
+            # Numbers, not truth values: several times as fast on a CPU, and what the mask will be made of.
+            above = torch.gt(moved, moved.gather(1, i), out=torch.empty_like(moved))
+            above.scatter_(1, i, 0).scatter_(1, j, 0)
             tie = above.sum(-1) == k - 1
             kept.append((row[tie] + first, i[tie, 0], j[tie, 0], above[tie]))
         row, i, j, above = (torch.cat(each) for each in zip(*kept, strict=True))
@@ -95,12 +96,12 @@ class _Pairs:
         level.addcmul_(difference, self.slope, value=-1)
         move = difference.abs_().mul_(self.reach[:, None])
         ranked = q.topk(min(k + 2, q.shape[-1]), dim=-1).values.mT
-        may = torch.ones_like(level, dtype=torch.bool)
+        room = torch.full_like(level, torch.inf)
         if k + 2 <= q.shape[-1]:  # i and j may be among those above
-            may &= level + move >= ranked[k + 1]
+            room = level + move - ranked[k + 1]
         if k >= 2:
-            may &= level - move < ranked[k - 2]
-        return may
+            room = torch.minimum(room, move.sub_(level).add_(ranked[k - 2]))
+        return room >= 0
 
 
 def _surrogate(step: Step, found: list[_Ties]) -> Float[Tensor, "R B"]:
@@ -112,9 +113,8 @@ def _surrogate(step: Step, found: list[_Ties]) -> Float[Tensor, "R B"]:
     if not sum(len(ties.row) for ties in found):
         return none
 
-    def side_by_side(
-        name: str,
-    ) -> Tensor:  # a replicate's ties below each other, replicates beside each other
+    def side_by_side(name: str) -> Tensor:
+        """A replicate's ties below each other, replicates beside each other."""
         columns = [torch.cat([getattr(ties, name) for ties in own]) for own in by_replicate]
         return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
 
@@ -128,8 +128,7 @@ def _surrogate(step: Step, found: list[_Ties]) -> Float[Tensor, "R B"]:
         x = _rows_of(step.x, row)
         x = x - direction * (x * direction).sum(-1, keepdim=True)
         loss = step.inputs.elsewhere(row, x)
-        mask = above.to(x.dtype)
-        with_one, with_other = (mask.scatter(-1, each.unsqueeze(-1), 1) for each in (one, other))
+        with_one, with_other = (above.scatter(-1, each.unsqueeze(-1), 1) for each in (one, other))
         weight = (loss(with_one) - loss(with_other)) * step.inputs.line_density(x, direction) / length
         weight = torch.where(real, weight, 0)
     return none.scatter_add(1, row, weight * (difference * x).sum(-1))

@@ -126,6 +126,19 @@ class KnownExpectation(Protocol):
         ...
 
 
+def check_counts(n: int, k: int, **others: int) -> None:
+    """Refuse sizes that cannot be.
+
+    Raises:
+        ValueError: n or another, by name, below 1; k outside [1, n].
+    """
+    for name, size in {"n": n, **others}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be >= 1, got {size}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in [1, n] = [1, {n}], got {k}")
+
+
 def scores_of(W: Float[Tensor, "R n d"], x: Float[Tensor, "R B d"]) -> Float[Tensor, "R B n"]:
     """Q = W x for every row x."""
     return x @ W.mT

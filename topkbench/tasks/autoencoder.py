@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 from topkbench.tasks._digits_binary import PIXELS, drawn, first, halves
 
 START = 0.5  # a row of W starts with a norm of about this
@@ -78,11 +78,7 @@ class Autoencoder:
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
-        for name, size in (("n", self.n), ("d", self.d)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k, d=self.d)
         if self.data not in get_args(Data):
             raise ValueError(f"data must be one of {', '.join(get_args(Data))}, got {self.data!r}")
         if self.data == "digits" and self.d != PIXELS:

@@ -13,7 +13,7 @@ from torch import Tensor
 from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 
 START = 0.5  # a first score has standard deviation 1/2: small, but its ranking is not rounding
 AT_ONCE = 128  # rows of a held-out batch
@@ -37,11 +37,7 @@ class Planted(ABC):
     wants: ClassVar[Part]
 
     def __post_init__(self) -> None:
-        for name, size in (("n", self.n), ("d", self.d)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k, d=self.d)
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"noise must be >= 0 and finite, got {self.noise}")
 

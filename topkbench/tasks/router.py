@@ -12,7 +12,7 @@ from torch import Tensor
 from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 from topkbench.tasks.planted import AT_ONCE, START, half_squared_error, recall
 
 Gate = Literal["uniform", "soft"]
@@ -80,11 +80,7 @@ class Router:
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
-        for name, size in (("n", self.n), ("d", self.d)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k, d=self.d)
         if self.gate not in get_args(Gate):
             raise ValueError(f"gate must be one of {', '.join(get_args(Gate))}, got {self.gate}")
         if not 0 <= self.balance < math.inf:

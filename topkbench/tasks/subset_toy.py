@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 
 LIMIT = 200_000  # subsets that are enumerated
 Law = Literal["conditional_poisson", "plackett_luce"]
@@ -55,10 +55,7 @@ class SubsetToy:
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be >= 1, got {self.n}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k)
         if self.d != 1:
             raise ValueError(f"d must be 1 (x is the number 1), got {self.d}")
         if self.law not in get_args(Law):

@@ -12,7 +12,7 @@ from torch.nn.functional import pad, softplus
 from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 from topkbench.tasks._digits_binary import PIXELS, black_and_white, drawn, first, halves
 from topkbench.tasks.subset_toy import _masks
 
@@ -76,10 +76,7 @@ class SubsetVAE:
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be >= 1, got {self.n}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k)
         if self.d != PIXELS + 1:
             raise ValueError(f"d must be {PIXELS + 1} ({PIXELS} pixels and a 1), got {self.d}")
         if self.count > LIMIT:
