@@ -53,9 +53,7 @@ def profiled(name: str, call: Call, base: Call, cell: tuple[int, int, int]) -> d
     events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
     whole = sum(event.self_cpu_time_total for event in events)
     work = [event for event in events if event.key.startswith("aten::") and event.key not in NOT_WORK]
-    shares = ", ".join(
-        f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / whole:.0%}" for e in events[:SHOWN]
-    )
+    shares = ", ".join(f"{named(e.key)} {e.self_cpu_time_total / whole:.0%}" for e in events[:SHOWN])
     own, topk = (1e6 * seconds(each) for each in (call, base))
     count = sum(event.count for event in work) / CALLS
     return {
@@ -68,6 +66,11 @@ def profiled(name: str, call: Call, base: Call, cell: tuple[int, int, int]) -> d
         "us an operation": f"{own / count:.1f}" if count else "-",
         "most of it": shares,
     }
+
+
+def named(key: str) -> str:
+    """An operation, without the hash of a compiled graph."""
+    return "compiled graph" if "CompiledFxGraph" in key else key.removeprefix("aten::")
 
 
 def seconds(call: Call) -> float:

@@ -29,11 +29,10 @@ PAIRS = [
     for task in TASKS
     if misfit(built("method", method), built("task", task)) is None
 ]
-OTHER_PAIRS = []
-for _task in sorted(set(available("task")) - set(TASKS)):  # TEMPORARY tolerance while tasks are being written
-    try:
-        _built = built("task", _task)
-    except Exception:
-        continue
-    OTHER_PAIRS += [(method, _task) for method in METHODS if misfit(built("method", method), _built) is None]
+OTHER_PAIRS = [
+    (method, task)
+    for task in sorted(set(available("task")) - set(TASKS))
+    for method in METHODS
+    if misfit(built("method", method), built("task", task)) is None
+]
 OPTIMIZERS = available("optimizer")

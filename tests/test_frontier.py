@@ -78,6 +78,16 @@ def test_every_method_is_named_in_the_figure(x):
         assert np.allclose(lines[0].get_xdata(), np.sqrt([0.015, 0.105, 1.005]), atol=0.2)
 
 
+def test_where_there_is_no_gradient_nothing_is_drawn_and_nothing_fails():
+    """k = n: the loss does not depend on W, and everything over the norm of the true gradient is 0 / 0."""
+    nothing = {"rel_bias2": math.nan, "rel_variance": math.nan, "rho": math.nan}
+    table = frontier.summarised(curves(**nothing))
+    for x in ("bias", "softness"):
+        figure = frontier.figure(table, x)
+        figure.draw_without_rendering()
+    assert set(frontier.readable(table)["bias"]) == {"-"}
+
+
 def test_the_sweeps_of_the_frontier_are_of_every_method():
     """One of those with a temperature, one of those without."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):

@@ -92,7 +92,7 @@ def test_two_scores_of_which_one_is_kept_are_an_angle():
     """n = 2, k = 1 on `gate`: F is a multiple of the angle between w_1 - w_2 and that of the teacher.
 
     With u = w_1 - w_2, the loss is (c_1^2 + c_2^2) / 2 where u x and u* x differ in sign, which has
-    probability angle(u, u*) / pi: F = (c_1^2 + c_2^2) angle / (2 pi), and dF/dw_1 = -dF/dw_2 by one line of algebra.
+    probability angle(u, u*) / pi: F = (c_1^2 + c_2^2) angle / (2 pi), and dF/dw_1 = -dF/dw_2 by one line.
     """
     task = Gate(2, 4, 1)
     teacher, W, normals = ends(task)

@@ -145,7 +145,7 @@ def test_classes_have_the_probabilities_of_their_source(data, log_odds):
 
 def test_a_limited_number_of_rows_is_seen_again_and_never_held_out():
     task = Features(n=6, k=2, rows=10)
-    _, first, normals = case(task, rows=200, clean=False)
+    _, first, _ = case(task, rows=200, clean=False)
     assert all(len(first.x[r].unique(dim=0)) <= 10 for r in range(3))
     held_out = case(task, rows=200)[1]
     assert all(len(held_out.x[r].unique(dim=0)) == 200 for r in range(3))
@@ -176,7 +176,7 @@ def test_decoys_are_shuffled_columns():
     task = Features(n=64, k=4, data="breast_cancer")
     x = task._table(torch.zeros((), dtype=torch.float64))[0]
     for j in range(30, 64):
-        assert torch.equal(x[:, j].sort().values, x[:, j % 30].sort().values)
+        torch.testing.assert_close(x[:, j].sort().values, x[:, j % 30].sort().values)
         assert not torch.equal(x[:, j], x[:, j % 30])
     W, batch, _ = case(task)
     assert (batch.teacher["support"].sum(-1) == 30).all()
@@ -189,7 +189,7 @@ def test_decoys_are_shuffled_columns():
 def test_a_relaxation_finds_the_columns_where_the_hard_gradient_does_not():
     task = Features(n=12, k=3)
     found = {}
-    for method in (Hard(), Relaxed(lapsum, 0.1)):
+    for method in (Hard(), Relaxed(lapsum, 0.3)):
         result = train(method, task, Adam(0.02), range(4), Training(300, 32), Logging(2, 0, 256))
         found[type(method)] = result.points[-1][2]
     assert found[Relaxed]["support"].mean() > 0.9

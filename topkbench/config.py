@@ -25,6 +25,7 @@ from topkbench.methods._contract import answers_for
 from topkbench.operators import Operator
 from topkbench.operators._contract import bound
 from topkbench.optimizers import Optimizer
+from topkbench.randomness import Normals
 from topkbench.schedules import Schedule
 from topkbench.tasks import Task
 from topkbench.train import Logging, Training
@@ -87,6 +88,11 @@ class Experiment:
         for place in self.at or []:
             if not isinstance(place, int | float) or not 0 <= place <= 1:
                 raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
+        if any(self.at or []) and "W" not in self.task.teacher(Normals([self.seed])):
+            name = type(self.task).__name__
+            raise ConfigError(
+                f"at: {name} has no planted W* to go to: at must be [0], its start, got {self.at}"
+            )
         if self.at is not None and not self.log.samples:
             raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
 

@@ -149,7 +149,7 @@ def panel(ax: Axes, table: pd.DataFrame, looks: Looks, named: Collection[str] | 
     """
     ax.set(xscale="log", yscale="log", xlabel="relative bias", ylabel="relative variance")
     ends = {}
-    for method, own in table.groupby("method", sort=False):
+    for method, own in table.dropna(subset=["rel_bias2", "rel_variance"]).groupby("method", sort=False):
         own = own.sort_values("temperature")
         seen = (own["rel_bias2"] > own["rel_bias2_half"].fillna(0)) | ~(own["rel_bias2_half"] > 0)
         square = np.where(seen, own["rel_bias2"], own["rel_bias2"] + own["rel_bias2_half"])
@@ -191,13 +191,13 @@ def by_softness(ax: Axes, table: pd.DataFrame, looks: Looks) -> None:
     if "softness" not in table:
         ax.text(0.5, 0.5, "no method with a relaxation", transform=ax.transAxes, ha="center", fontsize=SMALL)
         return
-    for method, own in table[table["softness"] > 0].groupby("method", sort=False):
+    for method, own in table[(table["softness"] > 0) & table["rho"].notna()].groupby("method", sort=False):
         own = own.sort_values("softness")
         ax.plot(own["softness"], own["rho"], **looks[str(method)], marker="o", ms=2)
         ends[str(method)] = (float(own["softness"].iloc[-1]), float(own["rho"].iloc[-1]))
     for name in MARKED:
         rho = table.loc[table["method"] == name, "rho"]
-        if len(rho):
+        if rho.notna().any():
             ax.axhline(rho.iloc[0], color="0.5", lw=0.6, ls="dotted")
             ax.annotate(
                 name, (0.01, rho.iloc[0]), xycoords=("axes fraction", "data"), fontsize=SMALL, va="bottom"

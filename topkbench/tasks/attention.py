@@ -40,11 +40,12 @@ class Attention:
         loss     |sum_j g_j v_j - y*|^2 / 2,   g_j = m_j / k                                 weights "uniform"
                                                g_j = m_j exp(q_j) / sum_l m_l exp(q_l)       weights "softmax"
 
-    All slots are fresh in each row, so that nothing but the association, cue to key, can be learned. Under W* the
-    right slots score strength |u| / sqrt(d) each and all others 0: they are the top k with a margin, all
+    All slots are fresh in each row, so that nothing but the association, cue to key, can be learned. Under W*
+    the right slots score strength |u| / sqrt(d) each and all others 0: they are the top k with a margin, all
     right slots weigh alike, and the loss is 0 with either kind of weights. W is identifiable up to a positive
     factor, in the sense that no W but those has loss 0 on all rows; the larger the strength, the
-    less is lost near them, as a slot that is off by an angle t scores strength cos t against sin t times a normal.
+    less is lost near them, as a slot that is off by an angle t scores strength cos t against sin t times a
+    normal.
 
     With uniform weights W acts through the choice alone: the hard gradient is exactly 0. With softmax weights
     it tells how to share attention among what is kept, and nothing about which slot to look at instead.
@@ -53,7 +54,7 @@ class Attention:
     `+method=softmax` with uniform weights is dense softmax attention over all n slots with 1 / temperature as
     the scale of its scores, the baseline without top-k: see its relaxed_loss.
 
-    Metrics, on held-out rows with the hard top-k: `recall`, the share of the right slots that are attended to,
+    Metrics, on held-out rows with the hard top-k: `recall`, the share of the right slots attended to,
     in [0, 1], 1 at W*, k/n by chance. `accuracy`, the share of rows where all k are, in [0, 1], 1 at W*.
 
     Attributes:

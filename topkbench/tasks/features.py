@@ -1,12 +1,10 @@
 """`features`: which k of n columns to predict from. One vector of scores serves all rows."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor
 
 from topkbench.operators import hard_mask
@@ -14,7 +12,7 @@ from topkbench.operators._contract import Part
 from topkbench.randomness import Noise, Normals
 from topkbench.tasks import _columns
 from topkbench.tasks._columns import PLANTED, TRUE
-from topkbench.tasks._contract import Batch, Teacher
+from topkbench.tasks._contract import Batch, Teacher, check_counts
 
 START = 0.1  # the standard deviation of a first score
 STRENGTH = 0.5  # that of what the kept columns together contribute at first
@@ -87,10 +85,7 @@ class Features:
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be >= 1, got {self.n}")
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k must be in [1, n] = [1, {self.n}], got {self.k}")
+        check_counts(self.n, self.k)
         if self.d != 1:
             raise ValueError(f"d must be 1 (the scores are W itself), got {self.d}")
         if not 0 <= self.noise < float("inf"):
@@ -269,7 +264,10 @@ def baseline(task: Features, seed: int, rows: int = 2000, held_out: int = 1024) 
     return float(_success(made, test.target, 0))
 
 
-def _model(task: Features) -> LinearRegression | LogisticRegression | MLPClassifier | MLPRegressor:
+def _model(task: Features) -> Any:
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
     if not task.units:
         return LogisticRegression(max_iter=2000) if task.classes else LinearRegression()
     kind = MLPClassifier if task.classes else MLPRegressor

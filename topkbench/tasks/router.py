@@ -25,7 +25,7 @@ class Router:
 
         x   ~ N(0, I_d)
         e_i = tanh(<a_i, x>), i = 1 ... n, with a_i ~ N(0, I_d) planted and known to the learner
-        q   = W x, m its top-k mask; rows of W* uniform on the unit sphere, so that a score W* x has variance 1
+        q   = W x, m its top-k mask; rows of W* uniform on the unit sphere: a score W* x has variance 1
         g_i = m_i / k                                    gate "uniform"
         g_i = m_i exp(q_i) / sum_j m_j exp(q_j)          gate "soft": softmax over what is kept
         y*  = the same with W* and its hard mask
@@ -44,7 +44,7 @@ class Router:
 
     With `balance` > 0 the training loss of a row has in addition, so that experts are used alike,
 
-        balance * n * sum_i f_i p_i,   p = softmax(q), f_i the share of the batch's k choices that expert i has
+        balance * n * sum_i f_i p_i,   p = softmax(q), f_i expert i's share of the batch's choices
 
     with f held constant and from the hard top-k of the scores, whatever the method does: it is the same for
     all of them, and 1 (times `balance`) when loads are equal. Held-out losses are without it. It couples the
@@ -159,6 +159,6 @@ def softmax_over_kept(part: Tensor, scores: Float[Tensor, "R B n"]) -> Tensor:
 
 
 def imbalance(scores: Float[Tensor, "R B n"], k: int) -> Float[Tensor, "R B"]:
-    """`n sum_i f_i p_i` per row: 1 in the mean where loads are equal, n/k where the same k are chosen by all."""
+    """`n sum_i f_i p_i` per row: 1 in the mean where loads are equal, n/k where all choose the same k."""
     load = hard_mask(scores, k).mean(-2, keepdim=True).detach() / k
     return scores.shape[-1] * (load * scores.softmax(-1)).sum(-1)
