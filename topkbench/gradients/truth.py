@@ -60,8 +60,8 @@ class Truth:
 
 
 def has_truth(task: Task) -> bool:
-    """Whether a task's true gradient can be had."""
-    return isinstance(task, KnownExpectation | KnownInputs)
+    """Whether a task's true gradient can be had: not where it says that the loss of a row looks at others."""
+    return isinstance(task, KnownExpectation | KnownInputs) and not getattr(task, "couples_rows", False)
 
 
 def true_gradient(

@@ -93,7 +93,8 @@ class Learns(Protocol):
 class KnownInputs(Protocol):
     """A task whose scores are W x with x of a known density: the gradient of its mean hard loss is known.
 
-    See `methods._flux`, which asks for no more than this.
+    See `methods._flux`, which asks for no more than this. Where with some of its settings the loss of a row
+    depends on other rows, a property `couples_rows` says so.
     """
 
     def moved(self, batch: Batch, rows: Tensor, x: Float[Tensor, "R T d"]) -> Batch:

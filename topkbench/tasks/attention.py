@@ -51,8 +51,8 @@ class Attention:
     it tells how to share attention among what is kept, and nothing about which slot to look at instead.
     Scores are not W x, so that the boundary flux of `Oracle` does not apply: there is no true gradient.
 
-    `+method=softmax` with uniform weights is dense softmax attention over all n slots with 1 / temperature as
-    the scale of its scores, the baseline without top-k: see its relaxed_loss.
+    `+method=scaled_softmax` with uniform weights is dense softmax attention over all n slots with 1 /
+    temperature as the scale of its scores, the baseline without top-k: see its relaxed_loss.
 
     Metrics, on held-out rows with the hard top-k: `recall`, the share of the right slots attended to,
     in [0, 1], 1 at W*, k/n by chance. `accuracy`, the share of rows where all k are, in [0, 1], 1 at W*.
@@ -68,7 +68,8 @@ class Attention:
     Raises:
         ValueError: one of them out of range, or weights that are not one of the two.
 
-    Cost: a row draws and reads n (d + m) numbers, where `gate` draws d and multiplies n d.
+    Cost: a row draws and reads n (d + m) numbers, where `gate` draws d and multiplies n d. At n = 64, d = 32,
+    k = 8 and batches of 32, 8 replicates take 10 s for 1000 steps of `entropic` on one core.
 
     Source: this project. After associative recall as in Arora et al. 2023, "Zoology: Measuring and Improving
     Recall in Efficient Language Models", and top-k attention as in Gupta, Dar, Goodman, Ciprut & Berant 2021,
