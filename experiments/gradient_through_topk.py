@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 
 from topkbench.choices import available
-from topkbench.config import built
+from topkbench.config import built, misfit
 from topkbench.methods import Method, Step
-from topkbench.methods._contract import answers_for
 from topkbench.randomness import Normals
+from topkbench.tasks import Values
 
 K = 3
 X = torch.tensor([0.1511, 0.5990, 0.6338, 0.5137, 0.5203, 0.0560])
@@ -63,7 +63,7 @@ def comparison() -> pd.DataFrame:
     rows = []
     for name in available("method"):
         method = built("method", name)
-        if "values" not in answers_for(method):
+        if misfit(method, Values(*W.shape, K)) is not None:
             continue
         grad = by_method(method)
         cosine = torch.cosine_similarity(grad.flatten(), hard.flatten(), dim=0).clamp(-1, 1)

@@ -3,6 +3,7 @@
 Which wires meet: `_splitter.py`. As of `networks`, what a score gets depends on the wire that it starts on.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from topkbench.operators._splitter import splitter_network
 from topkbench.operators.networks import relaxed
 
 
+@torch.compiler.disable  # Inductor of torch 2.13 makes zeros of its permuted wires, without a word
 def _of(
     scores: Tensor,
     k: int | Tensor,
@@ -86,7 +88,7 @@ def splitter(
             too large.
 
     Cost: time and memory in proportion to the number of comparators, k rows k times as much. Which wires
-    meet is worked out once for each n and k.
+    meet is worked out once for each n and k. `torch.compile` breaks its graph here and runs it as it is.
 
     Source: Petersen, Kuehne, Borgelt & Deussen 2022, "Differentiable Top-k Classification Learning",
     and their difftopk. Differs: row 1 is the largest; no n x n matrix is built; keep knows no
