@@ -126,7 +126,9 @@ CATEGORICAL_CAPTION = (
     "variance; descent efficiency rho, here. Reproduced: cosine within 0.01, variance within 5 %, size of "
     "bias within 5 % or 3 standard errors of a difference; of the unbiased, its square within 5 standard "
     "errors of 0. ReinMax at temperatures other than 1 is left out: the published one tempers the backward "
-    "pass alone, ours the law of the draw as well. What is claimed: "
+    "pass alone, ours the law of the draw as well. At temperature 0.1 the noise in the size "
+    "of bias is 0.018 (ST-Gumbel) and 0.011: 4,000,000 estimates give 0.0625 and 0.0505, standard errors "
+    "0.0025 and 0.0020. What is claimed: "
 )
 
 # Polynomial programming

@@ -122,10 +122,14 @@ class Quadratic(SubsetToy):
         linear = (part * c).sum(-1)
         return ((part @ A) * part).sum(-1) + linear + linear.square() / 2
 
-    def population_loss(self, W: Tensor, teacher: Teacher) -> Tensor:
+    def population(self, teacher: Teacher) -> Batch:
+        """The one row."""
+        x = torch.ones_like(teacher["c"][:, None, :1])
+        return Batch(x, x, teacher)
+
+    def population_loss(self, W: Tensor, batch: Batch) -> Tensor:
         """The mean of f over the n one-hots."""
         ones = torch.eye(self.n, dtype=W.dtype).expand(len(W), -1, -1)
-        batch = Batch(ones, ones, teacher)
         return (self.probabilities(W) * self.loss(ones, ones, batch)).sum(-1)
 
 

@@ -78,6 +78,18 @@ def test_every_method_is_named_in_the_figure(x):
         assert np.allclose(lines[0].get_xdata(), np.sqrt([0.015, 0.105, 1.005]), atol=0.2)
 
 
+def test_softness_that_falls_again_is_met_where_it_rises():
+    bent = curves()
+    fall = {0.1: 0.1, 1.0: 0.5, 10.0: 0.2}
+    bent["softness"] = bent["temperature"].map(fall)
+    row = frontier.matched(frontier.summarised(bent), softness=0.3).iloc[0]
+    assert 0.1 < float(row["temperature"]) < 1
+
+
+def test_an_interval_is_of_the_replicates_that_have_a_value():
+    assert frontier._half(pd.Series([1.0, 2.0, math.nan, math.nan]), None) == pytest.approx(6.353, rel=1e-3)
+
+
 def test_where_there_is_no_gradient_nothing_is_drawn_and_nothing_fails():
     """k = n: the loss does not depend on W, and everything over the norm of the true gradient is 0 / 0."""
     nothing = {"rel_bias2": math.nan, "rel_variance": math.nan, "rho": math.nan}

@@ -41,6 +41,22 @@ def test_a_wrong_gradient_is_caught(factor):
     assert (off < 4 * columns["rel_bias2_se"]).all()
 
 
+def test_a_gradient_that_is_not_a_number_is_not_a_bad_one():
+    """Or a broken method would look like a useless one."""
+
+    @dataclass(frozen=True)
+    class Broken:
+        stochastic = False
+
+        def __call__(self, step):
+            return step.scores.sum(-1) * torch.nan
+
+    task, teacher, W, normals, truth = setting(error=1.0)
+    columns = measure(Broken(), task, W, teacher, normals.child("m"), Sampling(4, 4), truth=truth)
+    assert columns["rho"].isnan().all()
+    assert columns["cos_sample"].isnan().all()
+
+
 def test_every_column_is_its_definition():
     task, teacher, W, normals, truth = setting()
     method, sampling = Relaxed(entropic, 0.5), Sampling(8, 40)

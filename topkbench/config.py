@@ -85,8 +85,10 @@ class Experiment:
             raise ConfigError(
                 f"log.truth: {type(self.task).__name__} has no true gradient; log.truth must be null"
             )
+        if self.at is not None and (not self.at or len({*self.at}) < len(self.at)):
+            raise ConfigError(f"at must hold places, each once, e.g. [0, 0.5, 0.9]; got {self.at}")
         for place in self.at or []:
-            if not isinstance(place, int | float) or not 0 <= place <= 1:
+            if isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place <= 1:
                 raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
         if any(self.at or []) and "W" not in self.task.teacher(Normals([self.seed])):
             name = type(self.task).__name__
@@ -95,6 +97,8 @@ class Experiment:
             )
         if self.at is not None and not self.log.samples:
             raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
+        if self.log.truth is not None and not self.log.samples:
+            raise ConfigError("log.truth is for gradient statistics: log.samples must be >= 2, got 0")
 
 
 def misfit(method: Method, task: Task) -> str | None:
@@ -256,7 +260,14 @@ def _lacks(value: Any, protocol: Any) -> str:
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list: "a list",
+        type(None): "null",
+    }
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

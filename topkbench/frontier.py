@@ -32,7 +32,9 @@ HEADERS = {
     "rho": "rho",
     "grad_zero_rows": "zero rows",
     "softness": "softness",
+    "true_error": "error of g*",
 }
+WIDEST = 1.0  # half an interval of a cosine that is wider says nothing, and is not shown
 NOTE = (
     "Gradients of one mini-batch at the same W (at: 0 where learners start, 1 the planted W*), against the "
     "true gradient g* of the mean hard loss. bias: |E g - g*| / |g*|, from its mean square over replicates "
@@ -71,6 +73,7 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _half(values: pd.Series, within: pd.Series | None) -> float:
+    values = values.dropna()
     if len(values) > 1:
         return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return math.nan if within is None else float(stats.norm.ppf(0.975) * within.iloc[0])
@@ -92,7 +95,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     for column, header in HEADERS.items():
         if column in table:
             columns[header] = [
-                plus_minus(centre, half)
+                "-" if column.startswith("cos") and half > WIDEST else plus_minus(centre, half)
                 for centre, half in zip(table[column], table[f"{column}_half"], strict=True)
             ]
     return pd.DataFrame(columns)
@@ -209,6 +212,8 @@ def by_softness(ax: Axes, table: pd.DataFrame, looks: Looks) -> None:
 def matched(table: pd.DataFrame, softness: float) -> pd.DataFrame:
     """Every method at one softness, between the temperatures that were measured (linear in log softness).
 
+    Where softness falls again at high temperatures, on the branch on which it rises.
+
     Returns:
         task, at, method, the temperature there, and bias, variance and rho; methods that never were that soft
         or that sharp are left out.
@@ -217,21 +222,23 @@ def matched(table: pd.DataFrame, softness: float) -> pd.DataFrame:
     if "softness" not in table:
         return pd.DataFrame(rows)
     for key, own in table[table["softness"] > 0].groupby(["task", "at", "method"], sort=False):
-        own = own.sort_values("softness")
-        at = np.log(own["softness"].to_numpy())
-        if not at[0] <= math.log(softness) <= at[-1]:
+        own = own.sort_values("temperature")
+        at, wanted = np.log(own["softness"].to_numpy()), math.log(softness)
+        rising = np.flatnonzero((at[:-1] <= wanted) & (wanted <= at[1:]))
+        if not len(rising):
             continue
+        pair = own.iloc[rising[0] : rising[0] + 2]
 
-        def between(values: pd.Series, at: np.ndarray = at) -> float:
+        def between(values: pd.Series, at: np.ndarray = at[rising[0] : rising[0] + 2]) -> float:
             return float(np.interp(math.log(softness), at, values))
 
         rows.append(
             {
                 **dict(zip(("task", "at", "method"), key, strict=True)),
-                "temperature": f"{math.exp(between(np.log(own['temperature']))):.2g}",
-                "bias": f"{math.sqrt(max(between(own['rel_bias2']), 0)):.2g}",
-                "variance": f"{between(own['rel_variance']):.2g}",
-                "rho": f"{between(own['rho']):.3f}",
+                "temperature": f"{math.exp(between(np.log(pair['temperature']))):.2g}",
+                "bias": f"{math.sqrt(max(between(pair['rel_bias2']), 0)):.2g}",
+                "variance": f"{between(pair['rel_variance']):.2g}",
+                "rho": f"{between(pair['rho']):.3f}",
             }
         )
     return pd.DataFrame(rows)

@@ -74,9 +74,9 @@ def provenance(runs: Sequence[records.Run]) -> dict[str, object]:
 def caption(runs: Sequence[records.Run]) -> str:
     """The settings that the runs share, in a sentence."""
     shared = {
-        "n = {}": ("n",),
-        "d = {}": ("d",),
-        "k = {}": ("k",),
+        "n = {}": ("task", "n"),
+        "d = {}": ("task", "d"),
+        "k = {}": ("task", "k"),
         "{} replicates": ("seeds",),
         "batches of {} rows": ("train", "batch"),
     }

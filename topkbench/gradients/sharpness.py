@@ -18,11 +18,11 @@ def sharpness(
     """`softness`: the mean of 4 m (1 - m) over rows and scores, m the mask of the method's operator.
 
     0 for a hard mask, 4 (k/n) (1 - k/n) for a uniform one, less where entries exceed 1. Equal temperatures
-    are not equally soft: compare methods at equal softness. Empty for a method without an operator, and for
-    the identity, which is no mask.
+    are not equally soft: compare methods at equal softness. Empty without an operator, for a method with
+    noise, which hardens the mask, and for the identity, which is no mask.
     """
     operator, options = bound(method.operator) if hasattr(method, "operator") else (None, {})
-    if operator is None or operator.about.family == "identity":
+    if operator is None or operator.about.family == "identity" or method.stochastic:
         return {}
     temperature = getattr(method, "temperature", 1.0)
     total = W.new_zeros(len(W))

@@ -36,13 +36,14 @@ def flux(step: Step) -> Float[Tensor, "R B"]:
     replicates, rows, n = step.scores.shape
     if n < 2 or step.k == n:
         return step.scores.new_zeros(replicates, rows)
-    found, undefined = [], []
+    found: list[list[_Ties]] = [[] for _ in range(replicates)]
+    undefined = []
     for r in range(replicates):  # each has pairs enough to keep the processor busy
         pairs = _Pairs(step.W[r].detach())
         undefined.append(torch.where(pairs.squared.amin() > 0, 0.0, torch.nan))
         at_once = max(1, PIECE // len(pairs.i))
         for low in range(0, rows, at_once):
-            found.append(_Ties(r, *pairs.ties(step.scores[r, low : low + at_once].detach(), step.k, low)))
+            found[r].append(_Ties(*pairs.ties(step.scores[r, low : low + at_once].detach(), step.k, low)))
     surrogate = _surrogate(step, found)
     return surrogate + (torch.stack(undefined) * step.W.sum((1, 2)))[:, None]
 
@@ -50,7 +51,6 @@ def flux(step: Step) -> Float[Tensor, "R B"]:
 class _Ties(NamedTuple):
     """What ties for ranks k and k+1 in a replicate: T of them."""
 
-    replicate: int
     row: Int[Tensor, " T"]
     one: Int[Tensor, " T"]
     other: Int[Tensor, " T"]
@@ -104,22 +104,21 @@ class _Pairs:
         return room >= 0
 
 
-def _surrogate(step: Step, found: list[_Ties]) -> Float[Tensor, "R B"]:
+def _surrogate(step: Step, found: list[list[_Ties]]) -> Float[Tensor, "R B"]:
     """The sum over the ties of a row of rho * (L_i - L_j) * (w_i - w_j) . x'; only w carries a gradient."""
     assert step.inputs is not None
     replicates, rows, _ = step.scores.shape
-    by_replicate = [[ties for ties in found if ties.replicate == r] for r in range(replicates)]
     none = step.scores.new_zeros(replicates, rows)
-    if not sum(len(ties.row) for ties in found):
+    if not any(len(ties.row) for own in found for ties in own):
         return none
 
     def side_by_side(name: str) -> Tensor:
         """A replicate's ties below each other, replicates beside each other."""
-        columns = [torch.cat([getattr(ties, name) for ties in own]) for own in by_replicate]
+        columns = [torch.cat([getattr(ties, name) for ties in own]) for own in found]
         return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
 
     row, one, other, above = (side_by_side(name) for name in ("row", "one", "other", "above"))
-    counts = torch.tensor([sum(len(ties.row) for ties in own) for own in by_replicate], device=row.device)
+    counts = torch.tensor([sum(len(ties.row) for ties in own) for own in found], device=row.device)
     real = torch.arange(row.shape[1], device=row.device) < counts[:, None]
     difference = _rows_of(step.W, one) - _rows_of(step.W, other)
     with torch.no_grad():
