@@ -76,6 +76,9 @@ def soft_sorted(
     largest of them, a constant for the gradient. The anchors depend on k, and so does row j: these rows are
     not nested. The mask is their sum, for a tensor k too.
 
+    VJP, P the shares of the plan, G their incoming gradient, c(A) = P (A - mean of A under P): with y from
+    the Schur complement, S y = sum over scores of c(G), that of the exponents is c(G - y).
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.
@@ -168,6 +171,9 @@ def sinkhorn_rank(
     anchors evenly spread over [0, 1], all of one mass, at the cost `(x_i - b_j)^2`. Rank j is the j-th n-th
     of their mass from the top, m/n of an anchor: where m = n, one anchor. Row j is what it gets.
 
+    VJP, P the shares of the plan, G their incoming gradient, c(A) = P (A - mean of A under P): with y from
+    the Schur complement, S y = sum over scores of c(G), that of the exponents is c(G - y).
+
     Args:
         scores: `(..., n)`, floating point.
         k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.
@@ -227,6 +233,9 @@ def cardinality_sinkhorn(
     anchors, whose sum is one constant for all scores and drops out of the plan: noise on the scores, as
     `methods.Relaxed` has it, is the same. There it is `+g_i`, so that the k largest are draws without
     replacement; the published code has the mirrored law.
+
+    VJP, P the shares of the plan, G their incoming gradient, c(A) = P (A - mean of A under P): with y from
+    the Schur complement, S y = sum over scores of c(G), that of the exponents is c(G - y).
 
     Args:
         scores: `(..., n)`, floating point.

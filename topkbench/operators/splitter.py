@@ -70,6 +70,8 @@ def splitter(
     largest; only wires that may still hold one of the k largest go on. For n = 16 and k = 5 that is 50
     comparators, and 80 in the bitonic network. Row j does not depend on k.
 
+    VJP: as that of `odd_even`, comparator by comparator backwards.
+
     Args:
         scores: `(..., n)`, floating point; score i starts on wire i.
         k: How many to take, in [1, n]; of the mask also a tensor, for each row its own.

@@ -57,7 +57,8 @@ class Polynomial:
         ValueError: one of them out of range.
 
     Source: Liu, Dong, Liu, Yu & Gao 2023, "Bridging Discrete and Backpropagation: Straight-Through and
-    Beyond", section 5.1, polynomial programming (d = 128, c = 0.45, power 1.5, 2, 3, batches of 64).
+    Beyond", polynomial programming, and its published code (d = 128, c = 0.45, power 1.5, 2, 3, batches
+    of 64).
     """
 
     n: int = 2

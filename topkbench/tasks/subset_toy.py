@@ -43,7 +43,7 @@ class SubsetToy:
     n times as many operations.
 
     Source: Ahmed, Zeng, Niepert & Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset Sampling",
-    section 5.1 and its published code (n = 10, k = 5, power 2); before it Niepert, Minervini & Franceschi
+    with its published code (n = 10, k = 5, power 2); before it Niepert, Minervini & Franceschi
     2021, "Implicit MLE". Differs: other powers, the second law.
     """
 
