@@ -81,24 +81,7 @@ class Experiment:
         reason = misfit(self.method, self.task)
         if reason:
             raise IncompatibleError(reason)
-        if self.log.truth is not None and not has_truth(self.task):
-            raise ConfigError(
-                f"log.truth: {type(self.task).__name__} has no true gradient; log.truth must be null"
-            )
-        if self.at is not None and (not self.at or len({*self.at}) < len(self.at)):
-            raise ConfigError(f"at must hold places, each once, e.g. [0, 0.5, 0.9]; got {self.at}")
-        for place in self.at or []:
-            if isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place <= 1:
-                raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
-        if any(self.at or []) and "W" not in self.task.teacher(Normals([self.seed])):
-            name = type(self.task).__name__
-            raise ConfigError(
-                f"at: {name} has no planted W* to go to: at must be [0], its start, got {self.at}"
-            )
-        if self.at is not None and not self.log.samples:
-            raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
-        if self.log.truth is not None and not self.log.samples:
-            raise ConfigError("log.truth is for gradient statistics: log.samples must be >= 2, got 0")
+        _check_measurement(self)
 
 
 def misfit(method: Method, task: Task) -> str | None:
@@ -285,6 +268,28 @@ def _check_options(method: Method, k: int) -> None:
             operator(torch.zeros(k + 1), k, 1.0, **options)
         except ValueError as error:
             raise ConfigError(f"method.operator: {error}") from error
+
+
+def _check_measurement(experiment: Experiment) -> None:
+    """What is asked of gradients: a truth that is there, places that are."""
+    if experiment.log.truth is not None and not has_truth(experiment.task):
+        raise ConfigError(
+            f"log.truth: {type(experiment.task).__name__} has no true gradient; log.truth must be null"
+        )
+    if experiment.at is not None and (not experiment.at or len({*experiment.at}) < len(experiment.at)):
+        raise ConfigError(f"at must hold places, each once, e.g. [0, 0.5, 0.9]; got {experiment.at}")
+    for place in experiment.at or []:
+        if isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place <= 1:
+            raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
+    if any(experiment.at or []) and "W" not in experiment.task.teacher(Normals([experiment.seed])):
+        name = type(experiment.task).__name__
+        raise ConfigError(
+            f"at: {name} has no planted W* to go to: at must be [0], its start, got {experiment.at}"
+        )
+    if experiment.at is not None and not experiment.log.samples:
+        raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
+    if experiment.log.truth is not None and not experiment.log.samples:
+        raise ConfigError("log.truth is for gradient statistics: log.samples must be >= 2, got 0")
 
 
 def _check_device(name: str) -> None:

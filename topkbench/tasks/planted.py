@@ -82,7 +82,7 @@ class Planted(ABC):
         self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
     ) -> Float[Tensor, "R T"]:
         """That of a standard normal: its components along and across a direction are independent."""
-        return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
+        return normal_line_density(x, direction)
 
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`: the share of the teacher's top k that is found; `distance` of W to W*."""
@@ -104,6 +104,11 @@ def recall(k: int, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tenso
     ours = hard_mask(scores_of(matched, batch.x), k)
     theirs = hard_mask(scores_of(batch.teacher["W"], batch.x), k)
     return (ours * theirs).sum(-1) / k
+
+
+def normal_line_density(x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]) -> Float[Tensor, "R T"]:
+    """The density of x ~ N(0, I) along a unit direction, at x: what lies across it does not matter."""
+    return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
 
 
 def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

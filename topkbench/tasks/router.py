@@ -13,7 +13,7 @@ from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
-from topkbench.tasks.planted import AT_ONCE, START, half_squared_error, recall
+from topkbench.tasks.planted import AT_ONCE, START, half_squared_error, normal_line_density, recall
 
 Gate = Literal["uniform", "soft"]
 HIGHEST = 30.0  # what is not kept may score more than all that is: its exponential stays finite
@@ -133,7 +133,7 @@ class Router:
         self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
     ) -> Float[Tensor, "R T"]:
         """That of a standard normal."""
-        return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
+        return normal_line_density(x, direction)
 
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`, `load_cv` and `dead`."""
