@@ -67,12 +67,14 @@ def by_differences(task, teacher, W, direction, normals, batches=20, rows=20000,
 
 
 @pytest.mark.parametrize(("n", "d", "k"), SIZES)
-@pytest.mark.parametrize("kind", [Gate, Mask, Cube])
-def test_the_oracle_is_the_derivative_of_the_mean_hard_loss(kind, n, d, k):
+@pytest.mark.parametrize(
+    ("kind", "near"), [(Gate, math.inf), (Mask, math.inf), (Cube, math.inf), (Gate, 0.3), (Cube, 0.1)]
+)
+def test_the_oracle_is_the_derivative_of_the_mean_hard_loss(kind, near, n, d, k):
     task = kind(n, d, k, **({"noise": 0.3} if kind is Mask else {}))
     teacher, W, normals = ends(task)
     direction = normals.child("direction")("D", n, d)
-    ours, error = along(task, Oracle(), teacher, W, direction, normals.child("a"))
+    ours, error = along(task, Oracle(near), teacher, W, direction, normals.child("a"))
     theirs, other = by_differences(task, teacher, W, direction, normals.child("b"))
     z = (ours - theirs) / (error.square() + other.square()).sqrt()
     assert (z.abs() < 4).all(), z
@@ -166,6 +168,22 @@ def test_pieces_do_not_change_the_flux(monkeypatch):
     whole = gradient(Oracle(), task, W, batch, normals)[1]
     monkeypatch.setattr("topkbench.methods._flux.PIECE", 100)
     torch.testing.assert_close(gradient(Oracle(), task, W, batch, normals)[1], whole)
+
+
+@pytest.mark.parametrize("near", [0.1, 0.5, 2.0])
+def test_ranks_that_are_left_out_do_not_tie(near, monkeypatch):
+    task = Gate(24, 6, 5)
+    teacher, W, normals = ends(task)
+    batch = task.sample(teacher, normals, 300)
+    found = gradient(Oracle(near), task, W, batch, normals)[1]
+    everyone = torch.triu_indices(24, 24, 1)
+    monkeypatch.setattr("topkbench.methods._flux._Pairs.ranks", lambda *_: everyone)
+    torch.testing.assert_close(gradient(Oracle(near), task, W, batch, normals)[1], found)
+
+
+def test_near_is_more_than_nothing():
+    with pytest.raises(ValueError, match=r"near must be > 0, got 0"):
+        Oracle(0.0)
 
 
 def test_rows_that_coincide_have_no_gradient():

@@ -124,7 +124,7 @@ def test_what_cannot_be_sampled(arguments, message):
         Sampling(**arguments)
 
 
-@pytest.mark.parametrize(("options", "message"), [((0.0,), "error must be > 0"), ((0.1, 0), "limit must be")])
+@pytest.mark.parametrize(("options", "message"), [((0.0,), "error must be > 0"), ((0.1, 0), "rows must be")])
 def test_what_cannot_be_a_truth(options, message):
     task, teacher, W, normals, _ = setting(error=1.0)
     with pytest.raises(ValueError, match=message):

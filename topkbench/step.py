@@ -46,9 +46,9 @@ def _inputs(task: Task, W: Float[Tensor, "R n d"], batch: Batch) -> Inputs | Non
     if not isinstance(task, KnownInputs):
         return None
 
-    def elsewhere(rows: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
-        there = task.moved(batch, rows, x)
-        scores = task.scores(W, there)
+    def elsewhere(replicates: slice, rows: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+        there = task.moved(batch.replicates(replicates), rows, x)
+        scores = task.scores(W[replicates], there)
         return lambda part: task.loss(part, scores, there)
 
     return Inputs(elsewhere, task.line_density)

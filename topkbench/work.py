@@ -38,6 +38,7 @@ def stand(experiment: Experiment, progress: str | None = None) -> Result:
             Sampling(experiment.train.batch, experiment.log.samples),
             result.points,
             error=experiment.log.truth,
+            rows=experiment.log.truth_rows,
             test_rows=experiment.log.test_rows,
             progress=progress,
         )

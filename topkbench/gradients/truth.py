@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from topkbench.methods import Oracle
 from topkbench.randomness import Normals
@@ -21,8 +22,10 @@ from topkbench.step import gradient
 from topkbench.tasks import KnownExpectation, KnownInputs, Task, Teacher
 
 BLOCKS = 10
-ROWS = 512  # of one block in one round
-LIMIT = 1 << 17  # rows in all: 4 times as many would halve the error
+NEAR = 0.3  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
+ROUND = 2048  # rows of one block in one round
+TOGETHER = 16  # replicates whose ties are in memory together
+ROWS = 1 << 20  # of a replicate: 4 times as many halve the error
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def true_gradient(
     teacher: Teacher,
     normals: Normals,
     error: float = 0.01,
-    limit: int = LIMIT,
+    rows: int = ROWS,
     learned: Mapping[str, Tensor] | None = None,
+    progress: bool = False,
 ) -> Truth:
     """The gradient of the mean hard loss at W.
 
@@ -83,11 +87,12 @@ def true_gradient(
         teacher: What the task planted.
         normals: What rows are drawn from.
         error: The standard error wanted, relative to the norm of the gradient, > 0.
-        limit: How many rows a replicate may draw, >= 1; where they do not suffice the error is larger.
+        rows: How many rows a replicate may draw, >= 1; where they do not suffice the error is larger.
         learned: What the task learns beside W; held constant.
+        progress: Whether to show a bar, where it takes more than two seconds.
 
     Raises:
-        ValueError: the task has no truth; error or limit out of range; rows of W that coincide.
+        ValueError: the task has no truth; error or rows out of range; rows of W that coincide.
 
     Cost: a row takes the time of `methods._flux`: n^2, and n for each near tie.
     """
@@ -95,22 +100,28 @@ def true_gradient(
         raise ValueError(f"{type(task).__name__} has no true gradient: bias cannot be measured on it")
     if not 0 < error < math.inf:
         raise ValueError(f"error must be > 0 and finite, got {error}")
-    if limit < 1:
-        raise ValueError(f"limit must be >= 1, got {limit}")
+    if rows < 1:
+        raise ValueError(f"rows must be >= 1, got {rows}")
     others = dict(learned or {})
     if isinstance(task, KnownExpectation):
         return Truth(_exact(task, W, teacher, others)[None])
     _check_apart(W)
     blocks = W.new_zeros(BLOCKS, *W.shape)
     active = torch.arange(len(W), device=W.device)
-    for done in range(math.ceil(limit / (BLOCKS * ROWS))):
+    at_once = max(1, min(ROUND, rows // BLOCKS))
+    rounds = tqdm(
+        range(math.ceil(rows / (BLOCKS * at_once))), "truth", leave=False, delay=2, disable=not progress
+    )
+    for done in rounds:
         draws = normals.child("truth", done)
         for b in range(BLOCKS):
-            drawn = dataclasses.replace(task.sample(teacher, draws, ROWS), learned=others)
-            batch = drawn.replicates(active)
-            fresh = gradient(Oracle(), task, W[active], batch, draws)[1]
-            blocks[b, active] += (fresh - blocks[b, active]) / (done + 1)
-        active = (Truth(blocks).error > error).nonzero().squeeze(-1)
+            drawn = dataclasses.replace(task.sample(teacher, draws, at_once), learned=others)
+            for some in active.split(TOGETHER):
+                fresh = gradient(Oracle(NEAR), task, W[some], drawn.replicates(some), draws)[1]
+                blocks[b, some] += (fresh - blocks[b, some]) / (done + 1)
+        errors = Truth(blocks).error
+        rounds.set_postfix_str(f"{100 * errors.max():.2g} %, wanted {100 * error:g} %")
+        active = (errors > error).nonzero().squeeze(-1)
         if not len(active):
             break
     return Truth(blocks)

@@ -18,12 +18,13 @@ class Inputs:
     """What a task knows of where its rows come from: see `tasks.KnownInputs`.
 
     Attributes:
-        elsewhere: `elsewhere(rows, x)`: the loss, as `Step.loss`, of rows `(R, T)` at other x `(R, T, d)`.
+        elsewhere: `elsewhere(replicates, rows, x)`: the loss, as `Step.loss`, of rows `(R, T)` of some of the
+            replicates at other x `(R, T, d)`.
         line_density: `line_density(x, direction)`: the density of x along a unit direction `(R, T, d)`,
             given where x lies across it: `(R, T)`.
     """
 
-    elsewhere: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+    elsewhere: Callable[[slice, Tensor, Tensor], Callable[[Tensor], Tensor]]
     line_density: Callable[[Tensor, Tensor], Tensor]
 
 

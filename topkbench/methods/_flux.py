@@ -6,20 +6,26 @@ too, and with it the mean loss F(W) = E L. For scores W x and x of a known densi
     grad F = E[gradient almost everywhere] + flux,
     flux   = sum over i < j of  E_x' [ rho (L with i kept - L with j kept) (x' added to row i, -x' to row j) ]
 
-with x' = x less its component along w_i - w_j, so that i and j tie; a pair counts where exactly k - 1 others
-score more; rho is the density of x along that direction at the tie over |w_i - w_j|: for x ~ N(0, I) it is
-1 / (sqrt(2 pi) |w_i - w_j|). (Reparameterisation of a non-differentiable model: Lee, Yu & Yang 2018.)
+with x' = x less its component t along w_i - w_j, so that i and j tie; a pair counts where exactly k - 1
+others score more; rho is the density of x along that direction at the tie over |w_i - w_j|: for x ~ N(0, I)
+it is 1 / (sqrt(2 pi) |w_i - w_j|). (Reparameterisation of a non-differentiable model: Lee, Yu & Yang 2018.)
 
-Every row of x is used for every pair. Its scores at x' follow from its scores at x and from W W^T. Most
-pairs cannot tie for these ranks at x', since the other scores move by at most |q_i - q_j| max_l |<w_l, w_i -
-w_j>| / |w_i - w_j|^2 on the way there; that is looked at first. So time goes as n^2 a row, then n for each
-pair that is left (10 % of them at n = 64, d = 32, k = 8), then a loss for each that ties: about n / 2.
+A row of x may serve any pair, whatever t is. Where `near` is given only pairs with |t| < near are looked at,
+and count 1 / (2 near p(t)) times, p being the density along that direction: the mean is the same, the
+variance larger, and the time for a row much smaller, since few pairs are left.
+
+Scores at x' follow from those at x and from W W^T. They move by at most |q_i - q_j| max_l |<w_l, w_i - w_j>|
+/ |w_i - w_j|^2 on the way there, so that most pairs cannot tie for these ranks at x': that is looked at
+first. Time goes as n^2 a row (less with `near`: only scores near the k-th), then n for each pair that is
+left (10 % of them at n = 64, d = 32, k = 8), then a loss for each that ties: about n / 2.
 """
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from topkbench.methods._contract import Step
@@ -27,114 +33,183 @@ from topkbench.methods._contract import Step
 PIECE = 1 << 18  # numbers in the largest tensor of a pass over pairs: they stay in the cache
 
 
-def flux(step: Step) -> Float[Tensor, "R B"]:
+def flux(step: Step, near: float = math.inf) -> Float[Tensor, "R B"]:
     """A surrogate per row whose gradient with respect to W is the row's flux; its value means nothing.
 
     Args:
         step: With `inputs`; its W carries the gradient. Rows of W that coincide give NaN.
+        near: How far from x a tie is looked for, > 0.
     """
     replicates, rows, n = step.scores.shape
+    total = step.scores.new_zeros(replicates * rows)
     if n < 2 or step.k == n:
-        return step.scores.new_zeros(replicates, rows)
-    found: list[list[_Ties]] = [[] for _ in range(replicates)]
-    undefined = []
-    for r in range(replicates):  # each has pairs enough to keep the processor busy
-        pairs = _Pairs(step.W[r].detach())
-        undefined.append(torch.where(pairs.squared.amin() > 0, 0.0, torch.nan))
-        at_once = max(1, PIECE // len(pairs.i))
-        for low in range(0, rows, at_once):
-            found[r].append(_Ties(*pairs.ties(step.scores[r, low : low + at_once].detach(), step.k, low)))
-    surrogate = _surrogate(step, found)
-    return surrogate + (torch.stack(undefined) * step.W.sum((1, 2)))[:, None]
+        return total.view(replicates, rows)
+    pairs = _Pairs(step.W.detach(), near)
+    ranked, order = step.scores.detach().sort(-1, descending=True)
+    ranks = pairs.ranks(ranked, step.k)
+    for some, part in _blocks(replicates, rows, PIECE // max(1, ranks.shape[1])):
+        with torch.no_grad():
+            parts = (each[some, part] for each in (step.scores, ranked, order))
+            ties = pairs.ties(_Block(some.start, part.start, *parts), ranks, step.k)
+            push = _push(step, ties, some, near)
+        difference = _rows_of(step.W, ties.replicate, ties.i) - _rows_of(step.W, ties.replicate, ties.j)
+        total = total.index_add(0, ties.replicate * rows + ties.row, (difference * push).sum(-1))
+    return total.view(replicates, rows) + (pairs.undefined * step.W.sum((1, 2)))[:, None]
+
+
+def _blocks(replicates: int, rows: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Replicates and rows that go together: several whole replicates, or some rows of one."""
+    together, of_one = max(1, at_once // rows), max(1, min(rows, at_once))
+    for first in range(0, replicates, together):
+        for low in range(0, rows, of_one):
+            yield slice(first, min(first + together, replicates)), slice(low, min(low + of_one, rows))
+
+
+class _Block(NamedTuple):
+    """Some rows of some replicates."""
+
+    replicate: int  # the first of them
+    row: int
+    scores: Float[Tensor, "R B n"]
+    ranked: Float[Tensor, "R B n"]  # largest first
+    order: Int[Tensor, "R B n"]  # whose these are
 
 
 class _Ties(NamedTuple):
-    """What ties for ranks k and k+1 in a replicate: T of them."""
+    """What ties for ranks k and k+1, T of them, in the order of their replicates."""
 
+    replicate: Int[Tensor, " T"]
     row: Int[Tensor, " T"]
-    one: Int[Tensor, " T"]
-    other: Int[Tensor, " T"]
+    i: Int[Tensor, " T"]
+    j: Int[Tensor, " T"]
     above: Float[Tensor, "T n"]  # 1 for who scores more
 
 
 class _Pairs:
-    """What of W `(n, d)` the P pairs of its rows need."""
+    """What of W `(R, n, d)` its pairs of rows need: tables `(R, n, n)`."""
 
-    def __init__(self, W: Float[Tensor, "n d"]) -> None:
-        self.i, self.j = torch.triu_indices(len(W), len(W), 1, device=W.device)
-        gram = W @ W.mT
-        self.squared = (W.index_select(0, self.i) - W.index_select(0, self.j)).square().sum(-1)
-        self.moves = (gram.index_select(0, self.i) - gram.index_select(0, self.j)) / self.squared[:, None]
-        others = self.moves.abs().scatter_(1, self.i[:, None], 0).scatter_(1, self.j[:, None], 0)
-        self.reach = others.amax(-1)  # how far any other score moves, over |q_i - q_j|
-        self.slope = self.moves.gather(1, self.i[:, None])
+    def __init__(self, W: Float[Tensor, "R n d"], near: float) -> None:
+        self.gram = W @ W.mT
+        self.squared = (W[:, :, None] - W[:, None]).square().sum(-1)
+        apart = self.squared + torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
+        self.undefined = torch.where(apart.amin((1, 2)) > 0, 0.0, torch.nan)
+        self.slope = (self.gram.diagonal(dim1=1, dim2=2)[:, :, None] - self.gram) / apart
+        self.reach = _reach(self.gram) / apart  # how far any other score moves, over |q_i - q_j|
+        self.limit = near * self.squared.sqrt()
+        self.most = near * W.norm(dim=-1).amax()  # no score moves further than this, be it of the pair or not
 
-    def ties(self, q: Float[Tensor, "B n"], k: int, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row (counted from `first`), i, j, and who scores more, of all that tie."""
-        p, b = self._may_tie(q, k).nonzero(as_tuple=True)
+    def ranks(self, ranked: Float[Tensor, "R B n"], k: int) -> Int[Tensor, "2 P"]:
+        """The pairs of ranks, counted from 0, of scores near enough to the k-th and the next to tie there."""
+        may = ranked <= ranked[..., k, None] + 2 * self.most
+        may &= ranked >= ranked[..., k - 1, None] - 2 * self.most
+        ranks = may.flatten(0, 1).any(0).nonzero().squeeze(-1)
+        return ranks[torch.triu_indices(len(ranks), len(ranks), 1, device=ranked.device)]
+
+    def ties(self, block: _Block, ranks: Int[Tensor, "2 P"], k: int) -> _Ties:
+        """All that tie, of these pairs of ranks."""
+        rows, n = block.scores.shape[1:]
+        where, i, j = self._may_tie(block, ranks, k)
+        q, gram, squared = block.scores.reshape(-1, n), self.gram.flatten(0, 1), self.squared.flatten()
+        at_once = max(1, PIECE // n)
         kept = []
-        for start in range(0, max(1, len(p)), PIECE // q.shape[-1]):
-            s = slice(start, start + PIECE // q.shape[-1])
-            pair, row = p[s], b[s]
-            i, j = self.i[pair, None], self.j[pair, None]
-            scores = q.index_select(0, row)
-            far = scores.gather(1, i) - scores.gather(1, j)
-            moved = scores.addcmul_(self.moves.index_select(0, pair), far, value=-1)
+        for start in range(0, max(1, len(where)), at_once):
+            w, one, other = (each[start : start + at_once] for each in (where, i, j))
+            r = torch.div(w, rows, rounding_mode="floor").add_(block.replicate)
+            moved, at_one, at_other = q.index_select(0, w), one[:, None], other[:, None]
+            moves = gram.index_select(0, r * n + one).sub_(gram.index_select(0, r * n + other))
+            far = moved.gather(1, at_one) - moved.gather(1, at_other)
+            far /= squared.index_select(0, (r * n + one) * n + other)[:, None]
+            moved.addcmul_(moves, far, value=-1)
             # Numbers, not truth values: several times as fast on a CPU, and what the mask will be made of.
-            above = torch.gt(moved, moved.gather(1, i), out=torch.empty_like(moved))
-            above.scatter_(1, i, 0).scatter_(1, j, 0)
-            tie = above.sum(-1) == k - 1
-            kept.append((row[tie] + first, i[tie, 0], j[tie, 0], above[tie]))
-        row, i, j, above = (torch.cat(each) for each in zip(*kept, strict=True))
-        return row, i, j, above
+            above = torch.gt(moved, moved.gather(1, at_one), out=moves)
+            above.scatter_(1, at_one, 0).scatter_(1, at_other, 0)
+            tie = (above.sum(-1) == k - 1).nonzero().squeeze(-1)
+            kept.append([each.index_select(0, tie) for each in (r, w % rows + block.row, one, other, above)])
+        ties = _Ties(*(torch.cat(each) for each in zip(*kept, strict=True)))
+        if len(self.gram) == 1:
+            return ties
+        order = ties.replicate.argsort(stable=True)
+        return _Ties(*(each.index_select(0, order) for each in ties))
 
-    def _may_tie(self, q: Float[Tensor, "B n"], k: int) -> Bool[Tensor, "P B"]:
-        """Which pairs are not ruled out: at most k - 1 others are sure to score more, and that many may."""
-        by_score = q.mT.contiguous()
-        level = by_score.index_select(0, self.i)
-        difference = level - by_score.index_select(0, self.j)
-        level.addcmul_(difference, self.slope, value=-1)
-        move = difference.abs_().mul_(self.reach[:, None])
-        ranked = q.topk(min(k + 2, q.shape[-1]), dim=-1).values.mT
-        room = torch.full_like(level, torch.inf)
-        if k + 2 <= q.shape[-1]:  # i and j may be among those above
-            room = level + move - ranked[k + 1]
-        if k >= 2:
-            room = torch.minimum(room, move.sub_(level).add_(ranked[k - 2]))
-        return room >= 0
+    def _may_tie(self, block: _Block, ranks: Int[Tensor, "2 P"], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, i and j of those that are not ruled out."""
+        replicates, rows, n = block.ranked.shape
+        ranked, order = (each.flatten(0, 1).mT.contiguous() for each in (block.ranked, block.order))
+        a, b = ranks
+        i, j = order.index_select(0, a), order.index_select(0, b)
+        tables = torch.arange(block.replicate, block.replicate + replicates, device=order.device) * n**2
+        pair = (i * n).add_(j).add_(tables.repeat_interleave(rows)).flatten()
+        slope, reach, limit = (
+            table.flatten().index_select(0, pair).view_as(i) for table in (self.slope, self.reach, self.limit)
+        )
+        level = ranked.index_select(0, a)
+        far = level - ranked.index_select(0, b)
+        may = far < limit
+        level.addcmul_(far, slope, value=-1)
+        move = reach.mul_(far)
+        if k <= n - 2:  # the k-th of the others must be able to come below the level
+            may &= ranked.index_select(0, _without(a, b, k - 1)) <= level + move
+        if k >= 2:  # and the one before to be above it
+            may &= ranked.index_select(0, _without(a, b, k - 2)) >= level - move
+        p, where = may.nonzero(as_tuple=True)
+        return where, i[p, where], j[p, where]
 
 
-def _surrogate(step: Step, found: list[list[_Ties]]) -> Float[Tensor, "R B"]:
-    """The sum over the ties of a row of rho * (L_i - L_j) * (w_i - w_j) . x'; only w carries a gradient."""
+def _without(a: Int[Tensor, " P"], b: Int[Tensor, " P"], place: int) -> Int[Tensor, " P"]:
+    """The rank, counted from 0, of who is at this place among all but the ranks a < b."""
+    return place + (a <= place).long() + (b <= place + 1).long()
+
+
+def _reach(gram: Float[Tensor, "R n n"]) -> Float[Tensor, "R n n"]:
+    """The largest |gram_il - gram_jl| over l other than i and j."""
+    replicates, n, _ = gram.shape
+    own = torch.arange(n, device=gram.device)
+    found = []
+    for some in own.split(max(1, PIECE // (replicates * n * n))):
+        differences = (gram[:, some, None] - gram[:, None]).abs_()
+        differences[:, some - some[0], :, some] = 0
+        differences[:, :, own, own] = 0
+        found.append(differences.amax(-1))
+    return torch.cat(found, 1)
+
+
+def _push(step: Step, ties: _Ties, some: slice, near: float) -> Float[Tensor, "T d"]:
+    """What each tie adds to row i of the gradient, and takes from row j."""
     assert step.inputs is not None
-    replicates, rows, _ = step.scores.shape
-    none = step.scores.new_zeros(replicates, rows)
-    if not any(len(ties.row) for own in found for ties in own):
-        return none
+    count = some.stop - some.start
+    difference = _rows_of(step.W, ties.replicate, ties.i) - _rows_of(step.W, ties.replicate, ties.j)
+    length = difference.norm(dim=-1)
+    direction = difference / length[:, None]
+    here = _rows_of(step.x, ties.replicate, ties.row)
+    x = here - direction * (here * direction).sum(-1, keepdim=True)
 
-    def side_by_side(name: str) -> Tensor:
-        """A replicate's ties below each other, replicates beside each other."""
-        columns = [torch.cat([getattr(ties, name) for ties in own]) for own in found]
-        return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
+    place, most = _places(ties.replicate - some.start, count)
 
-    row, one, other, above = (side_by_side(name) for name in ("row", "one", "other", "above"))
-    counts = torch.tensor([sum(len(ties.row) for ties in own) for own in found], device=row.device)
-    real = torch.arange(row.shape[1], device=row.device) < counts[:, None]
-    difference = _rows_of(step.W, one) - _rows_of(step.W, other)
-    with torch.no_grad():
-        length = torch.where(real, difference.norm(dim=-1), 1)
-        direction = difference / length.unsqueeze(-1)
-        x = _rows_of(step.x, row)
-        x = x - direction * (x * direction).sum(-1, keepdim=True)
-        loss = step.inputs.elsewhere(row, x)
-        with_one, with_other = (above.scatter(-1, each.unsqueeze(-1), 1) for each in (one, other))
-        weight = (loss(with_one) - loss(with_other)) * step.inputs.line_density(x, direction) / length
-        weight = torch.where(real, weight, 0)
-    return none.scatter_add(1, row, weight * (difference * x).sum(-1))
+    def beside(values: Tensor) -> Tensor:
+        """Replicates beside each other, a replicate's ties below each other."""
+        padded = values.new_zeros(count * most, *values.shape[1:]).index_copy_(0, place, values)
+        return padded.view(count, most, *values.shape[1:])
+
+    row, x_beside, direction = (beside(each) for each in (ties.row, x, direction))
+    loss = step.inputs.elsewhere(some, row, x_beside)
+    masks = (ties.above.scatter(-1, each[:, None], 1) for each in (ties.i, ties.j))
+    with_i, with_j = (loss(beside(mask)) for mask in masks)
+    weight = (with_i - with_j) * step.inputs.line_density(x_beside, direction)
+    if near < math.inf:
+        weight /= 2 * near * step.inputs.line_density(beside(here), direction)
+    return x * (weight.flatten().index_select(0, place) / length)[:, None]
 
 
-def _rows_of(matrix: Float[Tensor, "R m d"], index: Int[Tensor, "R T"]) -> Float[Tensor, "R T d"]:
-    """Rows of a matrix for each replicate."""
-    replicates, m, d = matrix.shape
-    flat = index + m * torch.arange(replicates, device=index.device)[:, None]
-    return matrix.reshape(-1, d).index_select(0, flat.flatten()).reshape(replicates, -1, d)
+def _places(replicate: Int[Tensor, " T"], count: int) -> tuple[Int[Tensor, " T"], int]:
+    """Where each goes when replicates lie beside each other, as wide as the widest of them; how wide."""
+    widths = torch.bincount(replicate, minlength=count)
+    most = int(widths.amax())
+    first = widths.cumsum(0) - widths
+    return torch.arange(len(replicate), device=replicate.device) + (most * replicate - first[replicate]), most
+
+
+def _rows_of(
+    matrix: Float[Tensor, "R m d"], replicate: Int[Tensor, " T"], row: Int[Tensor, " T"]
+) -> Float[Tensor, "T d"]:
+    """A row of a replicate's matrix each."""
+    return matrix.flatten(0, 1).index_select(0, replicate * matrix.shape[1] + row)

@@ -1,5 +1,6 @@
 """The true gradient of the mean hard loss, from the mini-batch itself: the best a learner can follow."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,10 +28,18 @@ class Oracle:
     the cube). For real data there is none: a finite set of rows has a mean hard loss that is piecewise
     constant or smooth in W, with jumps, so that the gradient sought does not exist.
 
+    Attributes:
+        near: How far from x a tie is looked for, > 0. Less than infinity takes less time for a row and has a
+            larger variance, at the same mean (see `methods._flux`).
+
+    Raises:
+        ValueError: near out of range.
+
     Source: Lee, Yu & Yang 2018, "Reparameterization Gradient for Non-differentiable Models", for the
     two-part gradient; here its surface integral is taken over the ties of the k-th and next score.
     """
 
+    near: float = math.inf
     about: ClassVar[About] = About(
         "oracle",
         "n^2, n for each near tie, a loss a tie",
@@ -40,6 +49,10 @@ class Oracle:
     stochastic: ClassVar[bool] = False
     needs_objective: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.near > 0:
+            raise ValueError(f"near must be > 0, got {self.near}")
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
         """The hard loss, or the exact mean.
@@ -56,5 +69,5 @@ class Oracle:
         loss = step.of(hard_mask(step.scores, step.k))
         if not torch.is_grad_enabled():
             return loss
-        term = flux(step)
+        term = flux(step, self.near)
         return loss + (term - term.detach())
