@@ -1,6 +1,7 @@
 """Methods: how a gradient reaches W. Imports operators, no task."""
 
 from topkbench.methods._contract import Inputs, Method, Step
+from topkbench.methods.bernoulli_gates import REBAR, DisARM
 from topkbench.methods.gapped import GappedStraightThrough
 from topkbench.methods.gumbel_rao import GumbelRao
 from topkbench.methods.hard import Hard, HardSelection
@@ -12,20 +13,25 @@ from topkbench.methods.perturbed_score import PerturbedScore
 from topkbench.methods.poisson import PoissonStraightThrough
 from topkbench.methods.relaxed import Relaxed
 from topkbench.methods.score_function import ScoreFunction
+from topkbench.methods.soft_gates import HardConcrete, StochasticGates
 from topkbench.methods.straight_through import StraightThrough
 from topkbench.methods.subset import ReinMaxK, Simple, TaylorControl
 from topkbench.methods.subset_differences import SimpleB, SimpleF
 from topkbench.methods.swap import Swap
 from topkbench.methods.systematic import Systematic
+from topkbench.methods.unordered_set import UnorderedSet
 from topkbench.methods.without_replacement import ScoreFunctionWithoutReplacement
 
 __all__ = [
     "L2X",
+    "REBAR",
     "AdaptiveIMLE",
     "BlackBox",
+    "DisARM",
     "GappedStraightThrough",
     "GumbelRao",
     "Hard",
+    "HardConcrete",
     "HardSelection",
     "ImplicitMLE",
     "Inputs",
@@ -42,8 +48,10 @@ __all__ = [
     "SimpleB",
     "SimpleF",
     "Step",
+    "StochasticGates",
     "StraightThrough",
     "Swap",
     "Systematic",
     "TaylorControl",
+    "UnorderedSet",
 ]

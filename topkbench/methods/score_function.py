@@ -35,7 +35,10 @@ class ScoreFunction:
 
     Source: Williams 1992, "Simple Statistical Gradient-Following Algorithms"; Kool, van Hoof & Welling 2019,
     "Buy 4 REINFORCE Samples, Get a Baseline for Free!", for leave_one_out; Wijk, Vinuesa & Azizpour 2024,
-    "SFESS", for k-subsets. Differs: the score of the conditional law from a tree, not a Fourier transform.
+    "SFESS", for k-subsets: conditional_poisson, and with control variates (SFESS-V) leave_one_out besides, as
+    far as their published code tells. Differs: the score of the conditional law from a tree, not a Fourier
+    transform. In that code the draws are Gumbel top-k, which is the other law, and the baseline of each draw
+    is the mean of all M, its own loss among them: (M - 1) / M of the gradient here.
     """
 
     about: ClassVar[About] = About(

@@ -11,6 +11,7 @@ from topkbench.operators.networks import bitonic, odd_even
 from topkbench.operators.permutation import neuralsort, softsort
 from topkbench.operators.perturbed import perturbed_mask, perturbed_selection
 from topkbench.operators.ranks import smooth_rank, soft_rank
+from topkbench.operators.shifted import shifted_topk
 from topkbench.operators.softmax import n3, scaled_softmax, softmax
 from topkbench.operators.splitter import splitter
 from topkbench.operators.subset import marginals
@@ -57,6 +58,7 @@ __all__ = [
     "projected_identity",
     "scaled_entmax",
     "scaled_softmax",
+    "shifted_topk",
     "sigmoid",
     "sinkhorn",
     "sinkhorn_rank",
