@@ -17,7 +17,7 @@ LAYERS = [
     ["config", "records", "environment", "writable", "diagnose"],
     ["stats", "work"],
     ["tables", "plots"],
-    ["frontier"],
+    ["frontier", "scores"],
     ["report", "catalogue"],
     ["callbacks"],
     ["cli"],

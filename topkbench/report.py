@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from topkbench import frontier, plots, records, tables
+from topkbench import frontier, plots, records, scores, tables
 
 
 def report(folder: Path, runs: Sequence[records.Run]) -> str:
@@ -33,6 +33,10 @@ def _training(folder: Path, runs: Sequence[records.Run]) -> tuple[str, str, dict
         "gradient_variance": lambda: plots.gradient_variance(curves),
         "final_loss": lambda: plots.final_loss(summary),
     }
+    if table["task"].nunique() > 1:
+        across = scores.scores(curves, summary)
+        scores.write(across, folder, caption(runs))
+        sheets["scores"] = lambda: scores.heat_map(across)
     return tables.text(table), tables.NOTE, sheets
 
 
