@@ -35,8 +35,9 @@ def case(task, rows=50, clean=True, seeds=SEEDS):
     normals = Normals(list(seeds), dtype=torch.float64)
     teacher = task.teacher(normals.child("teacher"))
     batch = task.sample(teacher, normals.child("x"), rows, clean=clean)
-    learned = task.others(teacher, normals.child("others"))
-    return task.start(normals.child("start")), dataclasses.replace(batch, learned=learned), normals
+    W = task.start(normals.child("start"))
+    learned = task.others(teacher, normals.child("others"), W)
+    return W, dataclasses.replace(batch, learned=learned), normals
 
 
 def solved(task, batch):

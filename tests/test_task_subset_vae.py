@@ -24,9 +24,9 @@ def case(rows=20, clean=False, seeds=(0, 1, 2), dtype=torch.float64, **changes):
     normals = Normals(list(seeds), dtype=dtype)
     teacher = task.teacher(normals.child("teacher"))
     batch = task.sample(teacher, normals.child("x"), rows, clean=clean)
-    others = task.others(teacher, normals.child("others"))
-    others["V"] = 4 * others["V"]  # a code that matters
     W = 4 * task.start(normals.child("start"))
+    others = task.others(teacher, normals.child("others"), W)
+    others["V"] = 4 * others["V"]  # a code that matters
     return task, dataclasses.replace(batch, learned=others), W, normals
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from topkbench.evaluate import evaluate
 from topkbench.gradients import Sampling, measure, true_gradient
+from topkbench.gradients.truth import ROWS as TRUTH_ROWS
 from topkbench.methods import Method
 from topkbench.optimizers import Optimizer, Stepper, like, per_replicate
 from topkbench.randomness import Normals
@@ -52,15 +53,18 @@ class Logging:
         test_rows: Held-out rows for the metrics, >= 1.
         truth: The relative standard error wanted of the true gradient, to compare the method's with at each
             log point; > 0; None for no truth.
+        truth_rows: Rows of x that a replicate's true gradient may take, >= 1; where they do not suffice it
+            is less precise.
     """
 
     points: int = 41
     samples: int = 16
     test_rows: int = 1024
     truth: float | None = None
+    truth_rows: int = TRUTH_ROWS
 
     def __post_init__(self) -> None:
-        _at_least(self, points=2, test_rows=1)
+        _at_least(self, points=2, test_rows=1, truth_rows=1)
         if self.samples < 2 and self.samples != 0:
             raise ValueError(f"samples must be >= 2, or 0 for none, got {self.samples}")
         if self.truth is not None and not 0 < self.truth < float("inf"):
@@ -162,8 +166,9 @@ class _Loop:
         self.normals, self.batches, self.noise = normals, normals.child("train"), normals.child("method")
         self.teacher = task.teacher(normals.child("teacher"))
         self.test = task.sample(self.teacher, normals.child("test"), logging.test_rows, clean=True)
-        others = task.others(self.teacher, normals.child("others")) if isinstance(task, Learns) else {}
-        self.learned = {WEIGHTS: task.start(normals.child("start")), **others}
+        W = task.start(normals.child("start"))
+        others = task.others(self.teacher, normals.child("others"), W) if isinstance(task, Learns) else {}
+        self.learned = {WEIGHTS: W, **others}
         self.stepper = Stepper(optimizer, self.learned)
         self.temperature = (
             per_replicate("temperature", method.temperature, self.W)
@@ -239,12 +244,10 @@ class _Loop:
         columns["rows_with_gradient"] = self.touched.to(self.W.dtype).mean(-1)
         if self.logging.samples:
             draws = self.normals.child("gradients", step)
-            error = self.logging.truth
-            truth = (
-                None
-                if error is None
-                else true_gradient(self.task, self.W, self.teacher, draws, error, learned=others)
-            )
+            truth = None
+            if self.logging.truth is not None:
+                wanted = (self.logging.truth, self.logging.truth_rows)
+                truth = true_gradient(self.task, self.W, self.teacher, draws, *wanted, learned=others)
             columns |= measure(
                 method,
                 self.task,

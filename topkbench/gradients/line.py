@@ -11,7 +11,7 @@ from tqdm import tqdm
 from topkbench.evaluate import evaluate
 from topkbench.gradients.sharpness import sharpness
 from topkbench.gradients.statistics import Sampling, measure
-from topkbench.gradients.truth import Truth, true_gradient
+from topkbench.gradients.truth import ROWS, Truth, true_gradient
 from topkbench.methods import Method
 from topkbench.optimizers import per_replicate
 from topkbench.randomness import Normals
@@ -30,6 +30,7 @@ def measure_at(
     points: list[Point],
     *,
     error: float | None = None,
+    rows: int = ROWS,
     test_rows: int = 1024,
     progress: str | None = None,
 ) -> None:
@@ -46,6 +47,7 @@ def measure_at(
         sampling: How gradients are sampled.
         points: What they are added to, one at a time: what is there when Ctrl-C is pressed stays.
         error: The relative standard error wanted of the true gradient; None for no truth.
+        rows: How many rows of x a replicate's true gradient may take.
         test_rows: Held-out rows for the loss and the task's metrics.
         progress: What to call a progress bar; None for no bar.
 
@@ -55,7 +57,7 @@ def measure_at(
     teacher, W0 = _ends(task, normals)
     if any(places) and "W" not in teacher:
         raise ValueError(f"{type(task).__name__} has no planted W: it can be measured at 0 alone, the start")
-    others = _others(task, teacher, normals)
+    others = _others(task, teacher, normals, W0)
     test = task.sample(teacher, normals.child("test"), test_rows, clean=True)
     test = dataclasses.replace(test, learned=others)
     if hasattr(method, "temperature"):
@@ -67,7 +69,8 @@ def measure_at(
         truth = None
         if error is not None:
             seeds = tuple(normals.seeds)
-            truth = _truth(task, seeds, str(normals.device), normals.dtype, place, error)  # type: ignore[arg-type]
+            ends = (task, seeds, str(normals.device), normals.dtype)
+            truth = _truth(*ends, place, error, rows, progress is not None)  # type: ignore[arg-type]
         columns = {"at": W.new_full((len(W),), place)}
         columns |= evaluate(method, task, W, test, draws.child("evaluate"))
         columns |= sharpness(method, task, W, test)
@@ -82,9 +85,9 @@ def _ends(task: Task, normals: Normals) -> tuple[Teacher, torch.Tensor]:
     return task.teacher(normals.child("teacher")), task.start(normals.child("start"))
 
 
-def _others(task: Task, teacher: Teacher, normals: Normals) -> dict[str, torch.Tensor]:
+def _others(task: Task, teacher: Teacher, normals: Normals, W0: torch.Tensor) -> dict[str, torch.Tensor]:
     """What is learned beside W, where it starts."""
-    return task.others(teacher, normals.child("others")) if isinstance(task, Learns) else {}
+    return task.others(teacher, normals.child("others"), W0) if isinstance(task, Learns) else {}
 
 
 def _between(teacher: Teacher, W0: torch.Tensor, place: float) -> torch.Tensor:
@@ -93,11 +96,18 @@ def _between(teacher: Teacher, W0: torch.Tensor, place: float) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _truth(
-    task: Task, seeds: tuple[int, ...], device: str, dtype: torch.dtype, place: float, error: float
+    task: Task,
+    seeds: tuple[int, ...],
+    device: str,
+    dtype: torch.dtype,
+    place: float,
+    error: float,
+    rows: int,
+    progress: bool,
 ) -> Truth:
     """The true gradient at a place: no function of the method, so that a sweep computes it once."""
     normals = Normals(list(seeds), (), device, dtype)
     teacher, W0 = _ends(task, normals)
-    others = _others(task, teacher, normals)
+    others = _others(task, teacher, normals, W0)
     W = _between(teacher, W0, place)
-    return true_gradient(task, W, teacher, normals.child("truth"), error, learned=others)
+    return true_gradient(task, W, teacher, normals.child("truth"), error, rows, others, progress)

@@ -38,7 +38,7 @@ class Batch:
             part = slice(start, start + rows)
             yield dataclasses.replace(self, x=self.x[:, part], target=self.target[:, part])
 
-    def replicates(self, which: Tensor) -> "Batch":
+    def replicates(self, which: Tensor | slice) -> "Batch":
         """The batch of some of the replicates."""
         parts = {"teacher": self.teacher, "given": self.given, "learned": self.learned}
         chosen = {name: {key: one[which] for key, one in part.items()} for name, part in parts.items()}
@@ -84,8 +84,8 @@ class Task(Protocol):
 class Learns(Protocol):
     """A task that learns more than W; it finds it in `batch.learned`."""
 
-    def others(self, teacher: Teacher, noise: Noise) -> dict[str, Tensor]:
-        """What it starts from, each `(R, ...)`; the optimizer moves it as it moves W."""
+    def others(self, teacher: Teacher, noise: Noise, W: Float[Tensor, "R n d"]) -> dict[str, Tensor]:
+        """What it starts from, each `(R, ...)`, beside the start W; the optimizer moves it as it moves W."""
         ...
 
 

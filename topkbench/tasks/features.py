@@ -156,7 +156,12 @@ class Features:
         """Normal with standard deviation START."""
         return START * noise("W", self.n, 1)
 
-    def others(self, teacher: Teacher, noise: Noise) -> dict[str, Tensor]:  # noqa: ARG002
+    def others(
+        self,
+        teacher: Teacher,  # noqa: ARG002
+        noise: Noise,
+        W: Float[Tensor, "R n 1"],  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """`beta` and `bias`, and with hidden units `weight` and `shift` before them."""
         outputs, inputs = max(1, self.classes), self.units or self.n
         scale = STRENGTH / (self.units or self.k) ** 0.5

@@ -97,7 +97,12 @@ class SubsetVAE:
         """Independent normal entries with standard deviation START / sqrt(d)."""
         return noise("W", self.n, self.d) * (START / self.d**0.5)
 
-    def others(self, teacher: Teacher, noise: Noise) -> dict[str, Tensor]:
+    def others(
+        self,
+        teacher: Teacher,
+        noise: Noise,
+        W: Float[Tensor, "R n d"],  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """V like W; c where the decoder is the baseline but for V."""
         V = noise("V", self.n, PIXELS) * (START / PIXELS**0.5)
         return {"V": V, "c": teacher["mean"].logit()}
