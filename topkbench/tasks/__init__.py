@@ -11,8 +11,10 @@ from topkbench.tasks._contract import (
 )
 from topkbench.tasks.attention import Attention
 from topkbench.tasks.autoencoder import Autoencoder
+from topkbench.tasks.classification import Classification
 from topkbench.tasks.features import Features
 from topkbench.tasks.gate import Gate
+from topkbench.tasks.knn import KNN
 from topkbench.tasks.mask import Mask
 from topkbench.tasks.polynomial import Polynomial
 from topkbench.tasks.retrieval import Retrieval
@@ -22,9 +24,11 @@ from topkbench.tasks.subset_vae import SubsetVAE
 from topkbench.tasks.values import Values
 
 __all__ = [
+    "KNN",
     "Attention",
     "Autoencoder",
     "Batch",
+    "Classification",
     "Features",
     "Gate",
     "KnownExpectation",
