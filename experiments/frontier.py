@@ -28,6 +28,7 @@ PANELS = {
     "ranks, midpoint": ("ranks", "midpoint"),
     "transport": ("optimal transport",),
     "subset law, score function": ("subset distribution", "score function"),
+    "independent gates": ("independent gates",),
     "differences, noise, identity": (
         "finite difference",
         "perturbed",

@@ -49,7 +49,7 @@ def test_one_replicate_has_the_interval_of_its_own_standard_error():
     [
         (0.25, 0.01, "0.500 ± 0.010"),
         (0.0004, 0.0012, "< 0.04"),
-        (-0.01, 0.001, "< 0"),
+        (-0.01, 0.001, "< 0.032"),
         (1.0, 0.0, "1"),
         (math.nan, math.nan, "-"),
     ],

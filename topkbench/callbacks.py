@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from topkbench.choices import ConfigError, IncompatibleError, available
 from topkbench.diagnose import line
@@ -48,7 +49,7 @@ class Check(Callback):
         try:
             folder = Path(config.hydra.sweep.dir)
             check_writable(folder)
-            for overrides in jobs(config):
+            for overrides in tqdm(jobs(config), "checking", unit="job", delay=2, leave=False):
                 with contextlib.suppress(IncompatibleError):  # that job will say so and be left out
                     check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides))
         except Exception as error:

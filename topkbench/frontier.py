@@ -106,7 +106,7 @@ def bias(square: float, half: float) -> str:
     if math.isnan(square):
         return "-"
     if not square - half > 0 and half > 0:
-        return f"< {math.sqrt(max(square + half, 0)):.2g}"
+        return f"< {math.sqrt(max(square, 0) + half):.2g}"
     root = math.sqrt(max(square, 0))
     return plus_minus(root, half / (2 * root) if root else half)
 
