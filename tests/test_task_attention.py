@@ -27,9 +27,9 @@ def planted(rows=200, seeds=(0, 1, 2), **changes):
     return task, teacher, task.sample(teacher, normals.child("x"), rows, clean=True), normals
 
 
-def test_the_teacher_is_orthogonal_up_to_its_scale():
+def test_the_teacher_is_orthogonal():
     task, teacher, _, _ = planted()
-    gram = task.d * teacher["W"].mT @ teacher["W"]
+    gram = teacher["W"].mT @ teacher["W"]
     torch.testing.assert_close(gram, torch.eye(task.d, dtype=torch.float64).expand_as(gram))
 
 
@@ -61,7 +61,7 @@ def test_the_loss_in_plain_numpy(weights):
             x = batch.x[r, b].numpy()
             cue, keys, values = np.split(x, [task.d, task.d + task.n * task.d])
             keys, values = keys.reshape(task.n, task.d), values.reshape(task.n, task.m)
-            q = keys @ (W[r].numpy().T @ cue)
+            q = keys @ (W[r].numpy().T @ cue) / task.d**0.5
             kept = np.argsort(-q)[: task.k]
             share = (
                 np.exp(q[kept]) / np.exp(q[kept]).sum()
@@ -113,7 +113,7 @@ def test_scaled_softmax_with_uniform_weights_is_dense_attention():
     W = task.start(normals.child("start"))
     method = dataclasses.replace(built("method", "scaled_softmax"), temperature=0.7)
     row = task.row(batch.x)
-    logits = torch.einsum("rbd,rde,rbne->rbn", row.cue, W, row.keys) / 0.7
+    logits = torch.einsum("rbd,rde,rbne->rbn", row.cue, W, row.keys) / (0.7 * task.d**0.5)
     recalled = torch.einsum("rbn,rbnm->rbm", logits.softmax(-1), row.values)
     expected = (recalled - batch.target).square().sum(-1) / 2
     torch.testing.assert_close(surrogate(method, task, W, batch, normals), expected)

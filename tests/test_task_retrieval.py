@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import built
+from sklearn.datasets import load_digits
 from sklearn.metrics import ndcg_score
 
 from topkbench.choices import ConfigError
@@ -13,10 +14,14 @@ from topkbench.operators import hard_mask
 from topkbench.optimizers import Adam
 from topkbench.randomness import Normals
 from topkbench.step import gradient
+from topkbench.tasks._digits_binary import halves
 from topkbench.tasks.retrieval import ndcg, recall
 from topkbench.train import Logging, Training, train
 
 SIZES = {"n": 40, "d": 6, "k": 5, "embedding": 3}
+DIGITS = {"data": "digits", "d": 64}
+QUIET = Logging(2, 0, 540)
+DOUBLE, CPU = torch.float64, torch.device("cpu")
 
 
 def case(rows=30, clean=False, **changes):
@@ -133,6 +138,79 @@ def test_w_is_learned(method, objective):
     assert (after["recall"] > before["recall"] + 0.3).all()
     assert (after["recall"] > after["recall_raw"]).all()
     assert (after["distance"] < 0.5 * before["distance"]).all()
+
+
+def classes(x):
+    """The labels of digits, by their pixels: no two images of different classes are the same."""
+    pixels, labels = load_digits(return_X_y=True)
+    known = {tuple(row): label for row, label in zip(pixels.astype(int), labels, strict=True)}
+    return [[known[tuple(row)] for row in rows] for rows in (16 * x).round().int().tolist()]
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_relevant_digits_are_those_of_the_same_class(clean):
+    _, batch, _, _ = case(50, clean, **DIGITS)
+    for rows, gallery, places in zip(
+        classes(batch.x), classes(batch.given["candidates"]), batch.target, strict=True
+    ):
+        assert sorted(gallery) == sorted([*range(10)] * 4)
+        for label, here in zip(rows, places.int().tolist(), strict=True):
+            assert here == [j for j in range(40) if gallery[j] == label]
+
+
+def test_digits_are_asked_for_without_leakage():
+    train_rows, held_out = ({tuple(row) for row in half.tolist()} for half in halves(DOUBLE, CPU))
+    _, batch, _, _ = case(2000, **DIGITS)
+    _, test, _, _ = case(2000, clean=True, **DIGITS)
+    assert test.x.shape == (3, 540, 64)
+    for replicate in range(3):
+        queries, gallery, asked = (
+            {tuple(row) for row in rows[replicate].tolist()}
+            for rows in (batch.x, batch.given["candidates"], test.x)
+        )
+        assert len(gallery) == 40
+        assert queries <= train_rows - gallery
+        assert gallery <= train_rows
+        assert asked == held_out
+    alone = built("task", "retrieval", **{**SIZES, **DIGITS}).teacher(
+        Normals([2], dtype=torch.float64).child("teacher")
+    )
+    for name, value in alone.items():
+        assert torch.equal(value[0], batch.teacher[name][2])
+
+
+def test_digits_are_compared_by_cosines_and_have_no_distance():
+    task, test, W, _ = case(100, clean=True, **DIGITS)
+    x, c = test.x[1].numpy() @ W[1].numpy().T, test.given["candidates"][1].numpy() @ W[1].numpy().T
+    cosines = x @ c.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(c, axis=1)
+    np.testing.assert_allclose(task.scores(W, test)[1].numpy(), cosines, rtol=1e-10)
+    columns = task.metrics(W, test)
+    assert set(columns) == {"recall", "ndcg", "recall_raw"}
+    assert (columns["recall_raw"] > 0.5).all()
+
+
+@pytest.mark.parametrize(("method", "objective"), [("entropic", "recall"), ("hard", "cross_entropy")])
+def test_digits_are_learned(method, objective):
+    task = built("task", "retrieval", **{**SIZES, **DIGITS, "n": 200, "embedding": 8}, objective=objective)
+    changes = {"temperature": 0.1} if method == "entropic" else {}
+    result = train(built("method", method, **changes), task, Adam(0.01), range(2), Training(100, 32), QUIET)
+    before, after = (columns for _, _, columns in (result.points[0], result.points[-1]))
+    assert (after["recall"] > before["recall"] + 0.2).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d": 5}, r"d must be 64 for digits, got 5"),
+        ({"n": 45}, r"n must be a multiple of 10 in \[10, 1210\] for digits, got 45"),
+        ({"n": 5}, r"n must be a multiple of 10 in \[10, 1210\] for digits, got 5"),
+        ({"n": 1220}, r"n must be a multiple of 10 in \[10, 1210\] for digits, got 1220"),
+        ({"relevant": 3}, r"relevant must be null for digits.*, got 3"),
+    ],
+)
+def test_digits_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        built("task", "retrieval", **{**SIZES, **DIGITS, **change})
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ class _PairwiseRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor) -> Tensor:
-        ranks = [_wins(u, block).sum(-1) for block in blocks(u.shape[-1], u.numel())]
-        return torch.cat(ranks, -1).add_(0.5)
+        # Written into one tensor: small ones that stay among large ones that go leave memory in pieces.
+        ranks = torch.empty_like(u)
+        for block in blocks(u.shape[-1], u.numel()):
+            ranks[..., block] = _wins(u, block).sum(-1)
+        return ranks.add_(0.5)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -29,14 +32,14 @@ class _PairwiseRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
-        sides = torch.stack([grad, torch.ones_like(grad)], -1)
-        products = []
+        sides = torch.stack([grad, torch.ones_like(grad)], -2).mT  # each in one piece: the product is faster
+        products = torch.empty_like(sides)
         for block in blocks(u.shape[-1], u.numel()):
             wins = _wins(u, block)
             # sigmoid' = sigmoid - sigmoid^2
             slopes = torch.addcmul(wins, wins, wins, value=-1)
-            products.append(slopes @ sides)
-        of_grad, total = torch.cat(products, -2).unbind(-1)
+            products[..., block, :] = slopes @ sides
+        of_grad, total = products.unbind(-1)
         return of_grad - grad * total
 
     @staticmethod

@@ -31,12 +31,12 @@ class Attention:
     """Each row is a memory of n slots and one cue; the k slots that go with the cue are to be averaged.
 
         cue      u ~ N(0, I_d); what it is associated with is the unit vector a = W*^T u / |W*^T u|
-        W*       Q / sqrt(d), Q `(d, d)` orthogonal: a = Q^T u / |u|, known to nobody but the teacher
+        W*       Q `(d, d)`, orthogonal: a = Q^T u / |u|, known to nobody but the teacher
         slots    k of n, the right ones, chosen at random; each slot has a key and a value
         keys     c_j ~ N(0, I_d) without its component along a, plus strength * a in the right slots
         values   v_j ~ N(0, I_m)
         target   y* = the mean of the v_j of the right slots
-        scores   q_j = u^T W c_j,  W `(d, d)` learned,  m their top-k mask
+        scores   q_j = u^T W c_j / sqrt(d),  W `(d, d)` learned,  m their top-k mask
         loss     |sum_j g_j v_j - y*|^2 / 2,   g_j = m_j / k                                 weights "uniform"
                                                g_j = m_j exp(q_j) / sum_l m_l exp(q_l)       weights "softmax"
 
@@ -81,7 +81,7 @@ class Attention:
     d: int
     k: int
     m: int = 8
-    strength: float = 3.0
+    strength: float = 1.0
     weights: Weights = "uniform"
     wants: ClassVar[Part] = "mask"
 
@@ -97,12 +97,12 @@ class Attention:
             raise ValueError(f"weights must be one of {', '.join(get_args(Weights))}, got {self.weights}")
 
     def teacher(self, noise: Noise) -> Teacher:
-        """W*: an orthogonal matrix, uniform but for signs, over sqrt(d)."""
-        return {"W": torch.linalg.qr(noise("W", self.d, self.d))[0] / self.d**0.5}
+        """W*: an orthogonal matrix, uniform but for signs."""
+        return {"W": torch.linalg.qr(noise("W", self.d, self.d))[0]}
 
     def start(self, noise: Noise) -> Float[Tensor, "R d d"]:
-        """Independent normal entries with standard deviation START / d: so much has a first score."""
-        return noise("W", self.d, self.d) * (START / self.d)
+        """Independent normal entries with standard deviation START / sqrt(d): so much has a first score."""
+        return noise("W", self.d, self.d) * (START / self.d**0.5)
 
     def sample(self, teacher: Teacher, noise: Noise, rows: int, clean: bool = False) -> Batch:  # noqa: ARG002
         """`rows` fresh memories with a cue each; x is the cue, the keys and the values, laid end to end."""
@@ -121,9 +121,9 @@ class Attention:
         return Row(cue, keys.unflatten(-1, (self.n, self.d)), values.unflatten(-1, (self.n, self.m)))
 
     def scores(self, W: Float[Tensor, "R d d"], batch: Batch) -> Float[Tensor, "R B n"]:
-        """`u^T W c_j` for each slot."""
+        """`u^T W c_j / sqrt(d)` for each slot: so scaled, a step of W moves them as little as elsewhere."""
         row = self.row(batch.x)
-        return (row.keys @ (row.cue @ W).unsqueeze(-1)).squeeze(-1)
+        return (row.keys @ (row.cue @ W / self.d**0.5).unsqueeze(-1)).squeeze(-1)
 
     def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """Half the squared error of what is recalled."""
