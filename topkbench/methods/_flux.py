@@ -187,6 +187,8 @@ def _push(step: Step, ties: _Ties, some: slice, near: float) -> Float[Tensor, "T
 
     def beside(values: Tensor) -> Tensor:
         """Replicates beside each other, a replicate's ties below each other."""
+        if count == 1:
+            return values.unsqueeze(0)
         padded = values.new_zeros(count * most, *values.shape[1:]).index_copy_(0, place, values)
         return padded.view(count, most, *values.shape[1:])
 

@@ -49,7 +49,7 @@ def run(u: Tensor, k: int | Tensor, job: Job) -> Tensor:
         k = k.expand(u.shape[:-1])
     columns = k if job.rows and isinstance(k, int) else 1
     numbers = job.network.comparators * columns * math.prod(u.shape[:-1])
-    check_size(numbers, u, f"{columns} number(s) for each of {job.network.comparators} comparators")
+    check_size(numbers, u, f"what is kept of {job.network.comparators} comparators")
     return _Network.apply(u, k, job)[0]
 
 
