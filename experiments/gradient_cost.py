@@ -84,7 +84,7 @@ def main(out: Path) -> None:
         for row in tqdm(pool.imap(job, range(len(JOBS)), chunksize=1), total=len(JOBS), unit="figure"):
             rows.append(row)
     order = ["what", "method", "task", "n, d, k", "at", "replicates", "wanted", "reached", "seconds", "peak"]
-    table = pd.DataFrame(rows)[order].fillna("").round({"reached": 4, "seconds": 1, "peak": 2})
+    table = pd.DataFrame(rows)[order].round({"reached": 4, "seconds": 1, "peak": 2}).astype(object).fillna("")
     tables.write_plain(table, out, "cost", CAPTION)
     print(table.to_string(index=False))
 

@@ -178,7 +178,11 @@ ALL = ", ".join(METHODS)
         (["+method=hard", "at=[0,2]"], "at must hold numbers in [0, 1], got 2"),
         (
             ["+method=hard", "at=[0]", "log.samples=0"],
-            "at measures gradients: log.samples must be >= 2, got 0",
+            "at is for gradient statistics: log.samples must be >= 2, got 0",
+        ),
+        (
+            ["+method=hard", "task=gate", "at=[0,1]", "log.truth=0.1"],
+            "at: at 1, W*, the mean loss has a kink: places must be < 1, or log.truth=null",
         ),
         (["+method=hard", "at=[0]", "log.samples=1"], "log: samples must be >= 2, or 0 for none, got 1"),
         (

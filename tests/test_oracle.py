@@ -34,6 +34,11 @@ class Cube(Gate):
         chord = ends.amax(0).amin(-1) - ends.amin(0).amax(-1)  # < 0: the line misses the cube
         return torch.where((chord > 0) & (x.abs() <= 1).all(-1), 1 / chord, 0)
 
+    def line_mass(self, x, direction, near):
+        ends = torch.stack([(side - x) / direction for side in (-1, 1)])
+        low, high = ends.amin(0).amax(-1), ends.amax(0).amin(-1)
+        return (high.clamp(max=near) - low.clamp(min=-near)) / (high - low)
+
 
 class Unknown(Gate):
     """Of its x nothing is known."""
@@ -68,7 +73,8 @@ def by_differences(task, teacher, W, direction, normals, batches=20, rows=20000,
 
 @pytest.mark.parametrize(("n", "d", "k"), SIZES)
 @pytest.mark.parametrize(
-    ("kind", "near"), [(Gate, math.inf), (Mask, math.inf), (Cube, math.inf), (Gate, 0.3), (Cube, 0.1)]
+    ("kind", "near"),
+    [(Gate, math.inf), (Mask, math.inf), (Cube, math.inf), (Gate, 0.3), (Cube, 0.3), (Cube, 1.5)],
 )
 def test_the_oracle_is_the_derivative_of_the_mean_hard_loss(kind, near, n, d, k):
     task = kind(n, d, k, **({"noise": 0.3} if kind is Mask else {}))
@@ -179,6 +185,45 @@ def test_ranks_that_are_left_out_do_not_tie(near, monkeypatch):
     everyone = torch.triu_indices(24, 24, 1)
     monkeypatch.setattr("topkbench.methods._flux._Pairs.ranks", lambda *_: everyone)
     torch.testing.assert_close(gradient(Oracle(near), task, W, batch, normals)[1], found)
+
+
+@pytest.mark.parametrize("kind", [Gate, Cube])
+@pytest.mark.parametrize("near", [0.3, 2.0, 10.0])
+def test_near_does_not_change_the_mean(kind, near):
+    """Its projection on the mean of all ties, within 4 standard errors of the whole."""
+    task = kind(6, 4, 2)
+    teacher, W, normals = ends(task)
+    mean = sum(
+        gradient(Oracle(), task, W, task.sample(teacher, normals.child("all"), 2000), normals)[1]
+        for _ in range(20)
+    )
+    ours, error = along(task, Oracle(near), teacher, W, mean / 20, normals.child("near"))
+    whole, other = along(task, Oracle(), teacher, W, mean / 20, normals.child("whole"))
+    assert ((ours - whole).abs() < 4 * (error.square() + other.square()).sqrt()).all()
+    assert (error < 0.05 * whole).all()
+
+
+def test_a_replicate_that_is_no_number_harms_no_other():
+    task = Gate(6, 4, 2)
+    teacher, W, normals = ends(task)
+    batch = task.sample(teacher, normals, 50)
+    alone = gradient(Oracle(0.5), task, W, batch, normals)[1]
+    W[1, 2, 0] = torch.nan
+    beside = gradient(Oracle(0.5), task, W, batch, normals)[1]
+    torch.testing.assert_close(beside[[0, 2]], alone[[0, 2]])
+    assert beside[1].isnan().any()
+
+
+def test_a_common_part_of_the_rows_costs_no_digits():
+    task = Gate(12, 5, 3)
+    teacher, W, normals = ends(task)
+    batch = task.sample(teacher, normals, 200)
+    exact = gradient(Oracle(), task, W, batch, normals)[1]
+    single = {name: part.float() for name, part in teacher.items()}
+    rows = dataclasses.replace(batch, x=batch.x.float(), target=batch.target.float(), teacher=single)
+    shifted = (W - W.mean(1, keepdim=True) + 100).float()
+    found = gradient(Oracle(), task, shifted, rows, normals)[1].double()
+    assert ((found - exact).flatten(1).norm(dim=1) < 2e-2 * exact.flatten(1).norm(dim=1)).all()
 
 
 def test_near_is_more_than_nothing():

@@ -27,7 +27,7 @@ from topkbench.operators._contract import bound
 from topkbench.optimizers import Optimizer
 from topkbench.randomness import Normals
 from topkbench.schedules import Schedule
-from topkbench.tasks import Task
+from topkbench.tasks import KnownInputs, Task
 from topkbench.train import Logging, Training
 
 DROPPED = {"_target_", "_partial_", "search"}  # `search` is where tuning looks
@@ -282,14 +282,16 @@ def _check_measurement(experiment: Experiment) -> None:
         if isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place <= 1:
             raise ConfigError(f"at must hold numbers in [0, 1], got {place!r}")
     if any(experiment.at or []) and "W" not in experiment.task.teacher(Normals([experiment.seed])):
-        name = type(experiment.task).__name__
+        name = f"at: {type(experiment.task).__name__}"
         raise ConfigError(
-            f"at: {name} has no planted W* to go to: at must be [0], its start, got {experiment.at}"
+            f"{name} has no planted W* to go to: at must be [0], its start, got {experiment.at}"
         )
-    if experiment.at is not None and not experiment.log.samples:
-        raise ConfigError("at measures gradients: log.samples must be >= 2, got 0")
-    if experiment.log.truth is not None and not experiment.log.samples:
-        raise ConfigError("log.truth is for gradient statistics: log.samples must be >= 2, got 0")
+    kinked = isinstance(experiment.task, KnownInputs) and experiment.task.wants == "mask"
+    if kinked and experiment.log.truth is not None and 1 in (experiment.at or []):
+        raise ConfigError("at: at 1, W*, the mean loss has a kink: places must be < 1, or log.truth=null")
+    for name, given in {"at": experiment.at, "log.truth": experiment.log.truth}.items():
+        if given is not None and not experiment.log.samples:
+            raise ConfigError(f"{name} is for gradient statistics: log.samples must be >= 2, got 0")
 
 
 def _check_device(name: str) -> None:

@@ -51,7 +51,7 @@ def _inputs(task: Task, W: Float[Tensor, "R n d"], batch: Batch) -> Inputs | Non
         scores = task.scores(W[replicates], there)
         return lambda part: task.loss(part, scores, there)
 
-    return Inputs(elsewhere, task.line_density)
+    return Inputs(elsewhere, task.line_density, task.line_mass)
 
 
 def _expected(

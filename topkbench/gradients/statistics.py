@@ -205,21 +205,24 @@ def _columns(blocks: _Blocks, truth: Truth | None, target: Tensor | None) -> Col
         return columns
     target = target.flatten(1)
     true_power = (target.square().sum(-1) - truth.variance).clamp(min=0)
+    relative = torch.where(
+        true_power < CLEAR * truth.variance, torch.nan, true_power
+    )  # a truth that is noise
     bias2 = (mean - target).square().sum(-1) - total / count - truth.variance
     along = (means * target).sum(-1)
     inner = (mean * target).sum(-1)
     spread = ((along - inner).square() * weights[:, None]).sum(0) / max(blocks.count - 1, 1)
     clear = unbiased > CLEAR * total / count
     size = power + total * (count - 1) / count  # the mean of |g_m|^2
-    share = (inner.square() - spread) / (true_power * size)
+    share = (inner.square() - spread) / (relative * size)
     return columns | {
         "true_norm": true_power.sqrt(),
         "grad_bias2": bias2,
         "grad_mse": bias2 + total,
-        "rel_bias2": bias2 / true_power,
-        "rel_variance": total / true_power,
-        "rel_mse": (bias2 + total) / true_power,
-        "cos_mean": torch.where(clear, inner / (unbiased * true_power).sqrt(), torch.nan),
+        "rel_bias2": bias2 / relative,
+        "rel_variance": total / relative,
+        "rel_mse": (bias2 + total) / relative,
+        "cos_mean": torch.where(clear, inner / (unbiased * relative).sqrt(), torch.nan),
         "cos_sample": blocks.sums["cosine"].sum(0) / count,
         "rho": torch.where(size == 0, 0, share),
     }

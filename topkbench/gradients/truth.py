@@ -52,8 +52,12 @@ class Truth:
 
     @property
     def error(self) -> Float[Tensor, " R"]:
-        """Its standard error relative to its own size."""
-        return self.variance.sqrt() / self.mean.flatten(1).norm(dim=1)
+        """Its standard error relative to the truth's size; infinite where it is all noise.
+
+        About a tenth too small where rows were drawn until it was small enough.
+        """
+        size = (self.mean.flatten(1).square().sum(1) - self.variance).clamp(min=0)
+        return (self.variance / size).sqrt()
 
     def jackknife(self) -> Iterator[Float[Tensor, "R n d"]]:
         """The estimate without each block in turn; nothing where it is exact."""
@@ -87,7 +91,8 @@ def true_gradient(
         teacher: What the task planted.
         normals: What rows are drawn from.
         error: The standard error wanted, relative to the norm of the gradient, > 0.
-        rows: How many rows a replicate may draw, >= 1; where they do not suffice the error is larger.
+        rows: How many rows a replicate may draw, >= 1, rounded up to rounds of BLOCKS times at most ROUND;
+            where they do not suffice the error is larger.
         learned: What the task learns beside W; held constant.
         progress: Whether to show a bar, where it takes more than two seconds.
 

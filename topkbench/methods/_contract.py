@@ -22,10 +22,12 @@ class Inputs:
             replicates at other x `(R, T, d)`.
         line_density: `line_density(x, direction)`: the density of x along a unit direction `(R, T, d)`,
             given where x lies across it: `(R, T)`.
+        line_mass: `line_mass(x, direction, near)`: the chance to be nearer than that to x along it: `(R, T)`.
     """
 
     elsewhere: Callable[[slice, Tensor, Tensor], Callable[[Tensor], Tensor]]
     line_density: Callable[[Tensor, Tensor], Tensor]
+    line_mass: Callable[[Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)

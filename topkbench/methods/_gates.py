@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature
+from topkbench.operators._contract import Temperature, prepared
 from topkbench.operators._kernels import Gaussian, Logistic
 from topkbench.operators._threshold import centred, threshold
 
-SURE = 60.0  # a level that no noise reaches: uniforms are >= 2^-60, whose logit is -42
+SURE = 1e4  # a level that no noise reaches: uniforms are >= 2^-60, whose logit is -42
 
 
 def levels(
@@ -31,6 +31,7 @@ def levels(
     Returns:
         `(..., n)` in [-SURE, SURE].
     """
+    temperature = prepared(scores, k, temperature)
     mask = threshold(scores.detach(), k, temperature, kernel)
     bound, limits = torch.finfo(scores.dtype).max ** 0.5, torch.finfo(scores.dtype)
     finite = scores.clamp(-bound, bound)

@@ -141,7 +141,8 @@ def weights(
     same = torch.eye(size, dtype=torch.bool, device=p.device).reshape(size, size, *[1] * (p.dim() - 1))
     if exact:
         return p, p.expand(size, *p.shape)
-    check_size(p.numel() << size, p, "subsets of the draws")
+    largest = max(s * math.comb(size, s) for s in range(1, size + 1))
+    check_size(largest * p[0].numel(), p, "subsets of the draws")
     log_p = torch.maximum(log_p, log_p.amax(0) - SURE)  # products of them must stay precise
     chance = _chances(log_p)
     bits = 1 << torch.arange(size, device=p.device)

@@ -110,6 +110,12 @@ class KnownInputs(Protocol):
         """The density at x along a unit direction, given where x lies across it: per unit of length."""
         ...
 
+    def line_mass(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
+    ) -> Float[Tensor, "R T"]:
+        """The chance to be nearer than `near` to x along it, at either side, given where x lies across it."""
+        ...
+
 
 @runtime_checkable
 class KnownExpectation(Protocol):

@@ -84,6 +84,12 @@ class Planted(ABC):
         """That of a standard normal: its components along and across a direction are independent."""
         return normal_line_density(x, direction)
 
+    def line_mass(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
+    ) -> Float[Tensor, "R T"]:
+        """That of a standard normal."""
+        return normal_line_mass(x, direction, near)
+
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`: the share of the teacher's top k that is found; `distance` of W to W*."""
         matched = self.match(W, test.teacher)
@@ -109,6 +115,14 @@ def recall(k: int, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tenso
 def normal_line_density(x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]) -> Float[Tensor, "R T"]:
     """The density of x ~ N(0, I) along a unit direction, at x: what lies across it does not matter."""
     return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
+
+
+def normal_line_mass(
+    x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
+) -> Float[Tensor, "R T"]:
+    """The chance of a standard normal to be nearer than `near` to x along a unit direction."""
+    along = (x * direction).sum(-1)
+    return torch.special.ndtr(along + near) - torch.special.ndtr(along - near)
 
 
 def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

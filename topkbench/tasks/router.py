@@ -13,7 +13,14 @@ from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
-from topkbench.tasks.planted import AT_ONCE, START, half_squared_error, normal_line_density, recall
+from topkbench.tasks.planted import (
+    AT_ONCE,
+    START,
+    half_squared_error,
+    normal_line_density,
+    normal_line_mass,
+    recall,
+)
 
 Gate = Literal["uniform", "soft"]
 HIGHEST = 30.0  # what is not kept may score more than all that is: its exponential stays finite
@@ -134,6 +141,12 @@ class Router:
     ) -> Float[Tensor, "R T"]:
         """That of a standard normal."""
         return normal_line_density(x, direction)
+
+    def line_mass(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
+    ) -> Float[Tensor, "R T"]:
+        """That of a standard normal."""
+        return normal_line_mass(x, direction, near)
 
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`, `load_cv` and `dead`."""
