@@ -14,7 +14,7 @@ def records(ends):
     curves, summary = [], []
     for (task, method), left in ends.items():
         for r, start in enumerate(STARTS[task]):
-            row = {"task": task, "method": method, "replicate": r}
+            row = {"task": task, "method": method, "seed": 7 + r}
             curves.append({**row, "step": 0, "hard_loss": start})
             status = "diverged" if left is None else "done"
             loss = np.nan if left is None else start * left
@@ -57,7 +57,23 @@ def test_the_matrix_is_ordered_by_bounded_means_and_has_gaps():
     strings = scores.readable(table).set_index("method")
     assert strings["mean"].to_dict() == {"entropic": "0.75", "hard": "0.25", "ste": "0.00", "wild": "-1.00"}
     assert strings["tasks"].to_dict() == {"entropic": 2, "hard": 2, "ste": 2, "wild": 1}
+    assert scores.matrix(scores.scores(*records({**ENDS, ("gate", "one"): 0.0}))).index[-2] == "one"
     assert strings.loc["wild", "gate"] == ""
+
+
+def test_one_diverged_replicate_of_the_best_blanks_nothing():
+    curves, summary = records(ENDS)
+    gone = (summary["task"] == "gate") & (summary["method"] == "ste") & (summary["seed"] == 8)
+    summary.loc[gone, ["status", "hard_loss", "relaxed_loss"]] = ["diverged", np.nan, np.nan]
+    table = scores.scores(curves, summary).set_index(["task", "method"])["score"]
+    assert table["gate", "ste"] == 1
+    assert 0.4 < table["gate", "entropic"] < 0.6
+
+
+def test_the_oracle_is_not_what_others_are_measured_by():
+    table = scores.scores(*records({**ENDS, ("gate", "oracle"): 0.0})).set_index(["task", "method"])["score"]
+    assert table["gate", "oracle"] == pytest.approx(1.25)
+    assert table["gate", "ste"] == 1
 
 
 def test_a_task_that_nobody_learns_has_no_score():

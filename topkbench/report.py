@@ -1,6 +1,7 @@
 """What is shown at the end of a run or of a sweep: its table and its figures, beside its records."""
 
 import functools
+import json
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ def _training(folder: Path, runs: Sequence[records.Run]) -> tuple[str, str, dict
         "gradient_variance": lambda: plots.gradient_variance(curves),
         "final_loss": lambda: plots.final_loss(summary),
     }
-    if table["task"].nunique() > 1:
+    settings = {json.dumps(run.config["task"], sort_keys=True) for run in runs}
+    if table["task"].nunique() == len(settings) > 1:  # one problem a task: else gains do not compare
         across = scores.scores(curves, summary)
         scores.write(across, folder, caption(runs))
         sheets["scores"] = lambda: scores.heat_map(across)
