@@ -112,6 +112,39 @@ def test_a_replicates_truth_does_not_depend_on_the_others():
     torch.testing.assert_close(own.blocks, truth.blocks[:, 1:2])
 
 
+@pytest.mark.parametrize("rows", [100, 1000])
+def test_a_truth_draws_no_more_rows_than_it_may(rows):
+    task, teacher, W, normals, _ = setting(error=1.0)
+    few = true_gradient(task, W, teacher, normals, error=1e-9, rows=rows)
+    assert (few.error > 1e-9).all()
+    task, teacher, W, normals, _ = setting(error=1.0)
+    again = true_gradient(task, W, teacher, normals, error=1e-9, rows=rows)
+    torch.testing.assert_close(few.blocks, again.blocks)
+    drawn = []
+
+    class Counting(Gate):
+        def sample(self, teacher, noise, rows, clean=False):
+            drawn.append(rows)
+            return super().sample(teacher, noise, rows, clean)
+
+    counting = Counting(task.n, task.d, task.k)
+    true_gradient(counting, W, teacher, normals, error=1e-9, rows=rows)
+    assert sum(drawn) == rows
+
+
+def test_training_and_standing_keep_to_the_rows_of_a_truth():
+    from topkbench.gradients import measure_at
+    from topkbench.optimizers import SGD
+    from topkbench.train import Logging, Training, train
+
+    task, settings = Gate(6, 4, 2), {"truth": 1e-9, "truth_rows": 100}
+    result = train(Oracle(), task, SGD(0.1), [0], Training(1, 4), Logging(2, 2, 8, **settings))
+    assert all("rho" in columns for _, _, columns in result.points)
+    points = []
+    measure_at(Oracle(), task, Normals([0]), [0], Sampling(4, 2), points, error=1e-9, rows=100)
+    assert points[0][2]["true_error"].item() > 1e-9
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -118,11 +118,10 @@ def true_gradient(
         range(math.ceil(rows / (BLOCKS * at_once))), "truth", leave=False, delay=2, disable=not progress
     )
     for done in rounds:
-        draws = normals.child("truth", done)
-        for b in range(BLOCKS):
-            drawn = dataclasses.replace(task.sample(teacher, draws, at_once), learned=others)
-            for some in active.split(TOGETHER):
-                fresh = gradient(Oracle(NEAR), task, W[some], drawn.replicates(some), draws)[1]
+        for some in active.split(TOGETHER):
+            planted, learned = ({name: part[some] for name, part in own.items()} for own in (teacher, others))
+            draws = _draws(normals, some, done)
+            for b, fresh in enumerate(_estimates(task, W[some], planted, learned, draws, at_once)):
                 blocks[b, some] += (fresh - blocks[b, some]) / (done + 1)
         errors = Truth(blocks).error
         rounds.set_postfix_str(f"{100 * errors.max():.2g} %, wanted {100 * error:g} %")
@@ -130,6 +129,21 @@ def true_gradient(
         if not len(active):
             break
     return Truth(blocks)
+
+
+def _draws(normals: Normals, some: Tensor, done: int) -> Normals:
+    """The draws of a round for some of the replicates: theirs, whoever else is there."""
+    seeds = [normals.seeds[i] for i in some.tolist()]
+    return Normals(seeds, (*normals.purpose, "truth", done), normals.device, normals.dtype)
+
+
+def _estimates(
+    task: Task, W: Tensor, teacher: Teacher, others: Mapping[str, Tensor], draws: Normals, rows: int
+) -> Iterator[Tensor]:
+    """The gradient of each block, from so many fresh rows."""
+    for _ in range(BLOCKS):
+        batch = dataclasses.replace(task.sample(teacher, draws, rows), learned=others)
+        yield gradient(Oracle(NEAR), task, W, batch, draws)[1]
 
 
 def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:
