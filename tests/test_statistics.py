@@ -141,7 +141,7 @@ def test_training_and_standing_keep_to_the_rows_of_a_truth():
     result = train(Oracle(), task, SGD(0.1), [0], Training(1, 4), Logging(2, 2, 8, **settings))
     assert all("rho" in columns for _, _, columns in result.points)
     points = []
-    measure_at(Oracle(), task, Normals([0]), [0], Sampling(4, 2), points, error=1e-9, rows=100)
+    measure_at(Oracle(), task, Normals([0]), [0.0], Sampling(4, 2), points, error=1e-9, rows=100)
     assert points[0][2]["true_error"].item() > 1e-9
 
 
