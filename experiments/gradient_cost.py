@@ -53,7 +53,8 @@ def nearness(task: Task, near: float, rows: int = 2048, seconds: float = 8.0) ->
     normals = Normals([0])
     teacher = task.teacher(normals.child("teacher"))
     W = task.start(normals.child("start"))
-    began, grads = time.perf_counter(), []
+    grads: list[torch.Tensor] = []
+    began = time.perf_counter()
     while time.perf_counter() - began < seconds or len(grads) < 2:
         draws = normals.child("truth", len(grads))
         grads.append(gradient(Oracle(near), task, W, task.sample(teacher, draws, rows), draws)[1])
@@ -72,8 +73,14 @@ def statistics(task: Task, method: Method, samples: int = M) -> dict[str, object
     W = task.start(normals.child("start"))
     began = time.perf_counter()
     measure(method, task, W, teacher, normals.child("measure"), Sampling(BATCH, samples))
-    row = {"what": f"statistics, M = {samples:,}", "method": type(method).__name__, "at": 0.0}
+    row = {"what": f"statistics, M = {samples:,}", "method": named(method), "at": 0.0}
     return row | {"replicates": REPLICATES, "seconds": time.perf_counter() - began}
+
+
+def named(method: Method) -> str:
+    """Its class, and its operator where it has one."""
+    operator = getattr(method, "operator", None)
+    return type(method).__name__ + (f" {operator.__name__}" if operator else "")
 
 
 JOBS: tuple[tuple[Any, ...], ...] = (
