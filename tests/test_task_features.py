@@ -156,16 +156,15 @@ def test_a_limited_number_of_rows_is_seen_again_and_never_held_out():
 def test_rows_of_a_table_are_trained_on_or_held_out(data):
     task = Features(n=64, k=4, data=data)
     _, test, normals = case(task, rows=10**6)
-    order = test.teacher["order"]
-    count = order.shape[1]
-    assert (order.sort(-1).values == torch.arange(count)).all()
-    assert not torch.equal(order[0], order[1])  # a split of its own
-    held = round(0.3 * count)
-    assert test.x.shape[1] == held
+    inner, outer = test.teacher["train"], test.teacher["held_out"]
+    count = inner.shape[1] + outer.shape[1]
+    assert (torch.cat([inner, outer], 1).sort(-1).values == torch.arange(count)).all()
+    assert not torch.equal(outer[0], outer[1])  # a split of its own
+    assert test.x.shape[1] == round(0.3 * count)
     seen = task.sample(test.teacher, normals.child("train"), 5000).x
     for r in range(3):
         mine = {row.numpy().tobytes() for row in seen[r]}
-        inside = task._rows(test.teacher, order[:, held:]).x[r]
+        inside = task._rows(test.teacher, inner).x[r]
         assert mine <= {row.numpy().tobytes() for row in inside}
         assert len(mine) > 0.9 * len(inside)
         assert inside.mean(0).abs().max() < 1e-9
@@ -255,7 +254,7 @@ def csv(tmp_path, text):
 
 def test_a_csv_file_is_read(tmp_path):
     table = read(csv(tmp_path, '\ufeffa, b,kind\n1,2e1,dog\n\n-3,.5,cat\n4,5,"cat"\n0,0,dog\n'), "kind")
-    assert table.names == ("a", "b")
+    assert (table.names, table.labels) == (("a", "b"), ("cat", "dog"))
     assert table.x.tolist() == [[1, 20], [-3, 0.5], [4, 5], [0, 0]]
     assert (table.classes, table.y.tolist()) == (2, [1, 0, 0, 1])
 
@@ -276,6 +275,15 @@ def test_a_csv_file_is_read(tmp_path):
         ("a,y\n1,1\n2,3,4\n", r"row 3 has 3 cells, the header 2"),
         ("a,y\n1,u\n2,v\n3,w\n", r"column 'y' has 3 different values in 3 rows"),
         ("a,y\n1,1.5\n2,inf\n", r"row 3, column 'y': 'inf' is not a finite number"),
+        ("a,y\n1,1.5\n2,2.5\n3,12.5x\n", r"row 4, column 'y': '12\.5x' is not a number, as 2 of its 3 cells"),
+        ("a,y\n1,0\n2,NA\n3,?\n4,1\n", r"row 3, column 'y': 'NA' is not a number, as 2 of its 4 cells are"),
+        ("a,y\n1,?\n2,nan\n3,2.5\n", r"row 2, column 'y': '\?' is not a number"),
+        ('a,y\n1,u\n2,"v\n3,u\n4,v\n', r"t\.csv: row 3 cannot be read as CSV: a quote is not closed"),
+        ('a,y\n1,"u\n"x\n2,v\n', r"t\.csv: row 2 cannot be read as CSV: ',' expected after"),
+        ('a,y\n1,u\n"2\n",v\nx,v\n', r"row 5, column 'a': 'x' is not a finite number"),
+        ('a,y\n1,u\n"x\n",v\n2,v\n', r"row 3, column 'a': 'x\\n' is not a finite number"),
+        ("a;y\n1;2\n2;3\n", r"unknown column 'y'; .*: is it separated by semicolons\? it must be by commas"),
+        ("a\ty\n1\t2\n2\t3\n", r"unknown column 'y'; .*: is it separated by tabs\?"),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_one_line(tmp_path, text, message):
@@ -283,6 +291,33 @@ def test_what_is_wrong_with_a_csv_file_is_one_line(tmp_path, text, message):
         read(csv(tmp_path, text), "y")
     assert "\n" not in str(caught.value)
     read.cache_clear()
+
+
+def test_classes_may_have_numbers_among_their_names(tmp_path):
+    table = read(csv(tmp_path, "a,y\n" + "1,u\n2,v\n3,3\n" * 4), "y")
+    assert (table.classes, table.labels) == (3, ("3", "u", "v"))
+    file = tmp_path / "whole.csv"
+    file.write_text("a,y\n" + "1,1\n2,2.0\n3,-1\n" * 4)
+    assert read(str(file), "y").labels == ("-1", "1", "2")
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(tmp_path):
+    file = tmp_path / "TABLE.Csv"
+    file.write_text("a,y\n" + "1,u\n2,v\n" * 4)
+    assert built("task", "features", data=str(file), target="y", n=1, k=1).classes == 2
+
+
+def test_a_target_that_is_the_same_in_all_held_out_rows_is_refused(tmp_path):
+    file = tmp_path / "rare.csv"
+    file.write_text("a,y\n" + "\n".join(f"{i},{1.5 * (i == 0)}" for i in range(40)))
+    task = Features(n=1, k=1, data=str(file), target="y")
+    with pytest.raises(
+        ValueError, match=r"rare\.csv: the target is the same in every held-out row \(of 12\)"
+    ):
+        case(task, seeds=range(8))
+    assert case(task, seeds=range(8), clean=False)[1].target.isfinite().all()
+    with pytest.raises(ValueError, match=r"linear: the target is the same in every held-out row \(of 1\)"):
+        case(LINEAR, rows=1)
 
 
 def test_a_missing_target_column_gets_the_nearest(tmp_path):

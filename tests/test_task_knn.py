@@ -227,13 +227,19 @@ def test_what_is_wrong_with_a_csv_file_is_one_line(tmp_path):
     for text, message in {
         "a,y\n1,u\nx,v\n": r"t\.csv: row 3, column 'a': 'x' is not a finite number",
         "a,y\n1,1.5\n2,2.5\n3,3.5\n": r"column 'y' is a quantity: it must be a class",
-        "a,y\n1,u\n2,u\n3,u\n4,v\n": r"every class must have at least 2 rows",
+        "a,y\n1,u\n2,u\n3,u\n4,v\n": r"20-t\.csv: class 'v' has 1 row: 4 are needed",
     }.items():
         own = file.with_name(f"{len(text)}-t.csv")
         own.write_text(text)
         with pytest.raises(ConfigError, match=message) as caught:
             built("task", "knn", data=str(own), target="y", n=2, k=1)
         assert "\n" not in str(caught.value)
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(tmp_path):
+    table(tmp_path)
+    file = (tmp_path / "table.csv").rename(tmp_path / "TABLE.CSV")
+    assert built("task", "knn", data=str(file), target="kind", n=5, k=1).d == 4 + 64
 
 
 @pytest.mark.parametrize(

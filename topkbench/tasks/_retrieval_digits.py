@@ -1,6 +1,5 @@
 """scikit-learn's digits to retrieve from: a gallery of training rows, and queries that are not in it."""
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Teacher
-from topkbench.tasks._digits import digits, split
-from topkbench.tasks._digits_binary import PIXELS, first, halves
+from topkbench.tasks._digits_binary import PIXELS, first, halves, labels
+from topkbench.tasks._split import Split
 
 CLASSES = 10
 
@@ -22,15 +21,7 @@ class Queries(NamedTuple):
     label: Int[Tensor, "R B"]
 
 
-@functools.lru_cache(maxsize=8)
-def labels(device: torch.device) -> tuple[Int[Tensor, " T"], Int[Tensor, " H"]]:
-    """The classes of the rows of `halves`."""
-    y = torch.as_tensor(digits().y, device=device).long()
-    train, held_out = (y[torch.as_tensor(rows, device=device)] for rows in split(digits()))
-    return train, held_out
-
-
-def check(n: int, d: int) -> None:
+def check(n: int, d: int, split: Split) -> None:
     """Refuse a gallery that cannot be.
 
     Raises:
@@ -38,20 +29,20 @@ def check(n: int, d: int) -> None:
     """
     if d != PIXELS:
         raise ValueError(f"d must be {PIXELS} for digits, got {d}")
-    most = CLASSES * (int(labels(torch.device("cpu"))[0].bincount().min()) - 1)
+    most = CLASSES * (int(labels(torch.device("cpu"), split)[0].bincount().min()) - 1)
     if n % CLASSES or not CLASSES <= n <= most:
         raise ValueError(f"n must be a multiple of {CLASSES} in [{CLASSES}, {most}] for digits, got {n}")
 
 
-def gallery(noise: Noise, n: int) -> Teacher:
+def gallery(noise: Noise, n: int, split: Split) -> Teacher:
     """Random training rows, n / 10 of each class, one class after the other; and the others, to ask with.
 
     Returns:
         `candidates` `(R, n, 64)`, `queries` `(R, T - n, 64)` and their classes, `labels` `(R, T - n)`.
     """
-    size = len(labels(torch.device("cpu"))[0])
+    size = len(labels(torch.device("cpu"), split)[0])
     order = noise("gallery", size, law="uniform")
-    rows, label = halves(order.dtype, order.device)[0], labels(order.device)[0]
+    rows, label = halves(order.dtype, order.device, split)[0], labels(order.device, split)[0]
     by_class = (label + order.double()).argsort(-1)  # at random within a class
     counts = label.bincount(minlength=CLASSES)
     within = torch.arange(size, device=order.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -67,12 +58,12 @@ def asked(teacher: Teacher, noise: Noise, rows: int) -> Queries:
     return Queries(x.gather(1, drawn.unsqueeze(-1).expand(-1, -1, PIXELS)), label.gather(1, drawn))
 
 
-def held_out(teacher: Teacher, rows: int) -> Queries:
+def held_out(teacher: Teacher, rows: int, split: Split) -> Queries:
     """The first of the held-out rows, all of them where there are no more."""
     like = teacher["candidates"]
     return Queries(
-        first(halves(like.dtype, like.device)[1], rows, len(like)),
-        labels(like.device)[1][:rows].expand(len(like), -1),
+        first(halves(like.dtype, like.device, split)[1], rows, len(like)),
+        labels(like.device, split)[1][:rows].expand(len(like), -1),
     )
 
 

@@ -69,7 +69,8 @@ class Attention:
         ValueError: one of them out of range, or weights that are not one of the two.
 
     Cost: a row draws and reads n (d + m) numbers, where `gate` draws d and multiplies n d. At n = 64, d = 32,
-    k = 8 and batches of 32, 8 replicates take 10 s for 1000 steps of `entropic` on one core.
+    k = 8 and batches of 32, 8 replicates take 10 s for 1000 steps of `entropic` on one core; at n = 1,000,
+    6.4 s of processor time for 50.
 
     Source: this project. After associative recall as in Arora et al. 2023, "Zoology: Measuring and Improving
     Recall in Efficient Language Models", and top-k attention as in Gupta, Dar, Goodman, Ciprut & Berant 2021,

@@ -13,6 +13,7 @@ from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 from topkbench.tasks._digits_binary import PIXELS, drawn, first, halves
+from topkbench.tasks._split import Split, check_split
 
 CODE = (0.5, 1.5)  # what an active atom of the planted dictionary is multiplied with
 ALIKE = 0.9  # the cosine above which an atom counts as found
@@ -59,12 +60,15 @@ class Autoencoder:
         data: "planted" or "digits".
         noise: The standard deviation of the noise on planted training rows, >= 0.
         auxiliary: The weight of the term for dead atoms, >= 0; 1/32 in its source.
+        split: "evaluation", or "tuning" (for digits): the held-out rows are set aside, and the training rows
+            split once more in the same way, with random_state 1: 879 to train on, 378 held out.
 
     Raises:
         ValueError: one of them out of range.
 
     Cost: a step takes 4 B n d multiplications beside the method's; n = 64, d = 32 is small, n = 256, d = 64
-    the usual size for digits.
+    the usual size for digits. At n = 1,024 on digits, 50 steps of `entropic` (k = 8, batches of 128, 8
+    replicates) take 1.7 s of processor time.
 
     Source: Makhzani & Frey 2014, "k-Sparse Autoencoders"; the term for dead atoms, Gao et al. 2024, "Scaling
     and evaluating sparse autoencoders", appendix A.2; recovery, Sharkey, Braun & Millidge 2022, "Taking
@@ -79,6 +83,7 @@ class Autoencoder:
     data: Data = "planted"
     noise: float = 0.01
     auxiliary: float = 0.0
+    split: Split = "evaluation"
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
@@ -90,12 +95,13 @@ class Autoencoder:
         for name, value in (("noise", self.noise), ("auxiliary", self.auxiliary)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+        check_split(self.split, self.data == "digits")
 
     def teacher(self, noise: Noise) -> Teacher:
         """D* and its pseudo-inverse W*; the mean of the training digits."""
         if self.data == "digits":
             like = noise("D", self.d)  # for the number of replicates
-            return {"mean": halves(like.dtype, like.device)[0].mean(0).expand_as(like)}
+            return {"mean": halves(like.dtype, like.device, self.split)[0].mean(0).expand_as(like)}
         D = normalize(noise("D", self.n, self.d), dim=-1)
         return {"W": torch.linalg.pinv(D.mT), "D": D}
 
@@ -121,7 +127,7 @@ class Autoencoder:
 
     def _digits(self, teacher: Teacher, noise: Noise, rows: int, clean: bool) -> Float[Tensor, "R B d"]:
         mean = teacher["mean"]
-        train, held_out = halves(mean.dtype, mean.device)
+        train, held_out = halves(mean.dtype, mean.device, self.split)
         x = first(held_out, rows, len(mean)) if clean else drawn(train, noise, rows)
         return x - mean.unsqueeze(1)
 

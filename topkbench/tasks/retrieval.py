@@ -13,6 +13,7 @@ from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks import _retrieval_digits
 from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._split import Split, check_split
 
 START = 0.5  # a row of W starts with a norm of about this
 AT_ONCE = 128  # rows of a held-out batch
@@ -54,13 +55,15 @@ class Retrieval:
     the factor a >= 0 where it is least, lower is better.
 
     Attributes:
-        n: Candidates, >= 2; for digits a multiple of 10, at most 1,210.
+        n: Candidates, >= 2; for digits a multiple of 10, at most 1,210 (840 to tune).
         d: The dimension of queries and candidates, >= 1; 64 for digits.
         k: How many are brought back, in [1, n].
         relevant: How many are relevant, in [1, n]; k if None, where W* is perfect. None for digits.
         embedding: Rows of W, >= 1.
         objective: "recall" or "cross_entropy".
         data: "planted" or "digits".
+        split: "evaluation", or "tuning" (for digits): the held-out rows are set aside, and the training rows
+            split once more in the same way, with random_state 1: 879 to train on, 378 held out.
 
     Raises:
         ValueError: one of them out of range.
@@ -75,7 +78,7 @@ class Retrieval:
     Source: for the loss, Patel, Tolias & Matas 2022, "Recall@k Surrogate Loss with Large Batches and
     Similarity Mixup"; for NDCG, Jarvelin & Kekalainen 2002, "Cumulated Gain-Based Evaluation of IR
     Techniques". Differs: candidates are planted or digits; any top-k in place of sigmoids of pairwise
-    differences.
+    differences. Of digits the whole class of a query is relevant, 40 of a gallery of 400, not a fixed 20.
     """
 
     n: int = 1000
@@ -85,6 +88,7 @@ class Retrieval:
     embedding: int = 8
     objective: Objective = "recall"
     data: Data = "planted"
+    split: Split = "evaluation"
     wants: ClassVar[Part] = "mask"
 
     def __post_init__(self) -> None:
@@ -94,8 +98,9 @@ class Retrieval:
         for name, choice, allowed in (("objective", self.objective, Objective), ("data", self.data, Data)):
             if choice not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {choice!r}")
+        check_split(self.split, self.data == "digits")
         if self.data == "digits":
-            _retrieval_digits.check(self.n, self.d)
+            _retrieval_digits.check(self.n, self.d, self.split)
             if self.relevant is not None:
                 raise ValueError(f"relevant must be null for digits, n / 10 of them, got {self.relevant}")
         for name, size in (("k", self.k), ("relevant", self.count)):
@@ -112,7 +117,7 @@ class Retrieval:
     def teacher(self, noise: Noise) -> Teacher:
         """W* and the candidates; for digits the candidates, the queries and their classes."""
         if self.data == "digits":
-            return _retrieval_digits.gallery(noise, self.n)
+            return _retrieval_digits.gallery(noise, self.n, self.split)
         W = normalize(noise("W", self.embedding, self.d), dim=-1)
         return {"W": W, "candidates": noise("candidates", self.n, self.d)}
 
@@ -137,7 +142,7 @@ class Retrieval:
 
     def _digits(self, teacher: Teacher, noise: Noise, rows: int, clean: bool) -> Batch:
         held_out, asked = _retrieval_digits.held_out, _retrieval_digits.asked
-        x, label = held_out(teacher, rows) if clean else asked(teacher, noise, rows)
+        x, label = held_out(teacher, rows, self.split) if clean else asked(teacher, noise, rows)
         places = _retrieval_digits.relevant(label, self.n)
         return Batch(x, places.to(x.dtype), teacher, {"candidates": teacher["candidates"]})
 

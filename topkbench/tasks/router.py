@@ -73,7 +73,8 @@ class Router:
         ValueError: one of them out of range, or a gate that is not one of the two.
 
     Cost: 2 n d a row for scores and experts, as much as two `gate` tasks. At n = 64, d = 32, k = 8 and
-    batches of 32, 8 replicates take 1.7 s for 1000 steps of `entropic` on one core.
+    batches of 32, 8 replicates take 1.7 s for 1000 steps of `entropic` on one core; at n = 1,000, d = 64,
+    k = 10, 0.6 s of processor time for 50.
 
     Source: Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
     Layer", eqs. (1) to (5), for the soft gate; Fedus, Zoph & Shazeer 2022, "Switch Transformers", eqs. (4) to
