@@ -64,7 +64,7 @@ GRADIENTS = [
 def test_gradients_at_fixed_w_beside_the_true_one(tmp_path):
     program = [sys.executable, "-m", "topkbench.gradients"]
     done = typed(
-        tmp_path, "-m", "+method=hard,oracle,softmax", "task=gate", *GRADIENTS, "at=[0,1]", program=program
+        tmp_path, "-m", "+method=hard,oracle,softmax", "task=gate", *GRADIENTS, "at=[0,0.9]", program=program
     )
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "results" / "runs").iterdir()
@@ -73,11 +73,11 @@ def test_gradients_at_fixed_w_beside_the_true_one(tmp_path):
     }
     table = pd.read_csv(sweep / "gradients.csv")
     assert table["method"].tolist() == [name for name in ("hard", "oracle", "softmax") for _ in range(2)]
-    assert table["at"].tolist() == [0, 1] * 3
+    assert table["at"].tolist() == [0, 0.9] * 3
     hard = table[(table["method"] == "hard") & (table["at"] == 0)].iloc[0]
     assert hard["bias"] == "1"
     curves = pd.read_csv(next(sweep.glob("gate-softmax-*")) / "curves.csv")
-    assert curves["at"].tolist() == [0, 0, 1, 1]
+    assert curves["at"].tolist() == [0, 0, 0.9, 0.9]
     assert {"rho", "rho_se", "softness", "hard_loss"} <= set(curves)
 
 

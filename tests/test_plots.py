@@ -116,10 +116,10 @@ def test_a_diverged_majority_is_drawn_as_far_as_it_goes(tmp_path):
 
 def test_the_report_writes_all_of_it_and_says_where(runs, tmp_path):
     text = report(tmp_path / "out", runs)
-    stems = ("convergence", "gradient_variance", "final_loss", "table")
+    stems = ("convergence", "gradient_variance", "final_loss", "scores", "table")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"{stem}.{end}" for stem in stems[:3] for end in ("pdf", "png")} | {
-        f"table.{end}" for end in ("csv", "md", "tex")
+    assert written == {f"{stem}.{end}" for stem in stems[:4] for end in ("pdf", "png")} | {
+        f"{stem}.{end}" for stem in stems[3:] for end in ("csv", "md", "tex")
     }
     assert all(stem in text for stem in stems)
 

@@ -49,7 +49,8 @@ class Check(Callback):
         try:
             folder = Path(config.hydra.sweep.dir)
             check_writable(folder)
-            for overrides in tqdm(jobs(config), "checking", unit="job", delay=2, leave=False):
+            # On a terminal alone: what is wrong is said in one line.
+            for overrides in tqdm(jobs(config), "checking", unit="job", delay=2, leave=False, disable=None):
                 with contextlib.suppress(IncompatibleError):  # that job will say so and be left out
                     check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides))
         except Exception as error:

@@ -286,7 +286,7 @@ def _check_measurement(experiment: Experiment) -> None:
         raise ConfigError(
             f"{name} has no planted W* to go to: at must be [0], its start, got {experiment.at}"
         )
-    kinked = isinstance(experiment.task, KnownInputs) and experiment.task.wants == "mask"
+    kinked = isinstance(experiment.task, KnownInputs) and experiment.task.wants != "values"
     if kinked and experiment.log.truth is not None and 1 in (experiment.at or []):
         raise ConfigError("at: at 1, W*, the mean loss has a kink: places must be < 1, or log.truth=null")
     for name, given in {"at": experiment.at, "log.truth": experiment.log.truth}.items():
