@@ -116,13 +116,15 @@ def test_two_scores_of_which_one_is_kept_are_an_angle():
 
 @pytest.mark.parametrize("kind", [Gate, Mask, Values])
 def test_the_oracle_has_no_bias(kind):
-    """Against a truth from other rows, within 3 standard errors."""
+    """Against a truth from other rows: the mean over replicates within 3 standard errors."""
     task = kind(6, 4, 2)
     teacher, W, normals = ends(task, range(4))
     truth = true_gradient(task, W, teacher, normals.child("truth"), error=0.02)
     for method in (Oracle(), Hard()) if kind is Values else (Oracle(),):
         columns = measure(method, task, W, teacher, normals.child("m"), Sampling(32, 500), truth=truth)
-        assert (columns["rel_bias2"].abs() < 3 * columns["rel_bias2_se"]).all()
+        bias, error = columns["rel_bias2"], columns["rel_bias2_se"]
+        assert bias.sum().abs() < 3 * error.square().sum().sqrt()
+        assert (bias.abs() < 5 * error).all()  # of a jackknife with 10 blocks: as rare as 3 of many
         assert (columns["cos_mean"] > 0.95).all()
 
 
@@ -183,7 +185,7 @@ def test_ranks_that_are_left_out_do_not_tie(near, monkeypatch):
     batch = task.sample(teacher, normals, 300)
     found = gradient(Oracle(near), task, W, batch, normals)[1]
     everyone = torch.triu_indices(24, 24, 1)
-    monkeypatch.setattr("topkbench.methods._flux._Pairs.ranks", lambda *_: everyone)
+    monkeypatch.setattr("topkbench.methods._flux._ranks", lambda _: everyone)
     torch.testing.assert_close(gradient(Oracle(near), task, W, batch, normals)[1], found)
 
 

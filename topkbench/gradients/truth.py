@@ -22,7 +22,7 @@ from topkbench.step import gradient
 from topkbench.tasks import KnownExpectation, KnownInputs, Task, Teacher
 
 BLOCKS = 10
-NEAR = 0.3  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
+NEAR = 0.2  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
 ROUND = 2048  # rows of one block in one round
 TOGETHER = 16  # replicates whose ties are in memory together
 ROWS = 1 << 20  # of a replicate: 4 times as many halve the error

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from topkbench.methods._contract import Step
@@ -50,11 +50,14 @@ def flux(step: Step, near: float = math.inf) -> Float[Tensor, "R B"]:
     scores = step.x @ W.mT
     pairs = _Pairs(W, near)
     ranked, order = scores.sort(-1, descending=True)
-    ranks = pairs.ranks(ranked, step.k)
-    for some, part in _blocks(replicates, rows, PIECE // max(1, ranks.shape[1])):
+    window = pairs.window(ranked, step.k)
+    # Rows in the order of how many ranks are in it, so that few pairs do for a block of them.
+    alike = (window * torch.arange(n, device=W.device)).amax(-1).argsort(-1)
+    parts = [each.take_along_dim(alike.unsqueeze(-1), 1) for each in (scores, ranked, order, window)]
+    for some, part in _blocks(replicates, rows, PIECE // max(1, _ranks(window).shape[1])):
         with torch.no_grad():
-            parts = (each[some, part] for each in (scores, ranked, order))
-            ties = pairs.ties(_Block(some.start, part.start, *parts), ranks, step.k)
+            ties = pairs.ties(_Block(some.start, part.start, *(each[some, part] for each in parts)), step.k)
+            ties = ties._replace(row=alike[ties.replicate, ties.row])
             push = _push(step, ties, some, near)
         difference = _rows_of(step.W, ties.replicate, ties.i) - _rows_of(step.W, ties.replicate, ties.j)
         total = total.index_add(0, ties.replicate * rows + ties.row, (difference * push).sum(-1))
@@ -77,6 +80,7 @@ class _Block(NamedTuple):
     scores: Float[Tensor, "R B n"]
     ranked: Float[Tensor, "R B n"]  # largest first
     order: Int[Tensor, "R B n"]  # whose these are
+    window: Bool[Tensor, "R B n"]  # which ranks can tie
 
 
 class _Ties(NamedTuple):
@@ -93,7 +97,7 @@ class _Pairs:
     """What of W `(R, n, d)` its pairs of rows need: tables `(R, n, n)`."""
 
     def __init__(self, W: Float[Tensor, "R n d"], near: float) -> None:
-        self.gram = W @ W.mT
+        self.near, self.gram = near, W @ W.mT
         self.squared = torch.cdist(W, W, compute_mode="donot_use_mm_for_euclid_dist").square()
         apart = self.squared + torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
         self.undefined = torch.where(apart.amin((1, 2)) > 0, 0.0, torch.nan)
@@ -103,17 +107,15 @@ class _Pairs:
         # No score moves further than this, be it of the pair or not.
         self.most = near * W.norm(dim=-1).amax(-1)[:, None, None]
 
-    def ranks(self, ranked: Float[Tensor, "R B n"], k: int) -> Int[Tensor, "2 P"]:
-        """The pairs of ranks, counted from 0, of scores near enough to the k-th and the next to tie there."""
+    def window(self, ranked: Float[Tensor, "R B n"], k: int) -> Bool[Tensor, "R B n"]:
+        """Which ranks are near enough to the k-th and the next to tie there."""
         may = ranked <= ranked[..., k, None] + 2 * self.most
-        may &= ranked >= ranked[..., k - 1, None] - 2 * self.most
-        ranks = may.flatten(0, 1).any(0).nonzero().squeeze(-1)
-        return ranks[torch.triu_indices(len(ranks), len(ranks), 1, device=ranked.device)]
+        return may.logical_and_(ranked >= ranked[..., k - 1, None] - 2 * self.most)
 
-    def ties(self, block: _Block, ranks: Int[Tensor, "2 P"], k: int) -> _Ties:
-        """All that tie, of these pairs of ranks."""
+    def ties(self, block: _Block, k: int) -> _Ties:
+        """All that tie."""
         rows, n = block.scores.shape[1:]
-        where, i, j = self._may_tie(block, ranks, k)
+        where, i, j = self._may_tie(block, _ranks(block.window), k)
         q, gram, squared = block.scores.reshape(-1, n), self.gram.flatten(0, 1), self.squared.flatten()
         at_once = max(1, PIECE // n)
         kept = []
@@ -141,23 +143,31 @@ class _Pairs:
         replicates, rows, n = block.ranked.shape
         ranked, order = (each.flatten(0, 1).mT.contiguous() for each in (block.ranked, block.order))
         a, b = ranks
-        i, j = order.index_select(0, a), order.index_select(0, b)
         tables = torch.arange(block.replicate, block.replicate + replicates, device=order.device) * n**2
-        pair = (i * n).add_(j).add_(tables.repeat_interleave(rows)).flatten()
-        slope, reach, limit = (
-            table.flatten().index_select(0, pair).view_as(i) for table in (self.slope, self.reach, self.limit)
-        )
+        first = (order * n + tables.repeat_interleave(rows)).index_select(0, a)  # of i in the tables
+        pair = order.index_select(0, b).add_(first).flatten()
+
+        def of(table: Tensor) -> Tensor:
+            return table.flatten().index_select(0, pair).view_as(first)
+
         level = ranked.index_select(0, a)
         far = level - ranked.index_select(0, b)
-        may = far < limit
-        level.addcmul_(far, slope, value=-1)
-        move = reach.mul_(far)
+        may = far < (math.inf if self.near == math.inf else of(self.limit))
+        level.addcmul_(far, of(self.slope), value=-1)
+        move = of(self.reach).mul_(far)
         if k <= n - 2:  # the k-th of the others must be able to come below the level
             may &= ranked.index_select(0, _without(a, b, k - 1)) <= level + move
         if k >= 2:  # and the one before to be above it
             may &= ranked.index_select(0, _without(a, b, k - 2)) >= level - move
-        p, where = may.nonzero(as_tuple=True)
-        return where, i[p, where], j[p, where]
+        left = may.flatten().nonzero().squeeze(-1)
+        pair = pair.index_select(0, left) % n**2
+        return left % (replicates * rows), torch.div(pair, n, rounding_mode="floor"), pair % n
+
+
+def _ranks(window: Bool[Tensor, "R B n"]) -> Int[Tensor, "2 P"]:
+    """The pairs of ranks, counted from 0, that are in the window of some row."""
+    ranks = window.flatten(0, 1).any(0).nonzero().squeeze(-1)
+    return ranks[torch.triu_indices(len(ranks), len(ranks), 1, device=window.device)]
 
 
 def _without(a: Int[Tensor, " P"], b: Int[Tensor, " P"], place: int) -> Int[Tensor, " P"]:
