@@ -84,7 +84,7 @@ def named(method: Method) -> str:
 
 
 JOBS: tuple[tuple[Any, ...], ...] = (
-    *((nearness, task(*SIZE), near) for task in (Mask, Gate) for near in (0.1, 0.3, 1.0, math.inf)),
+    *((nearness, task(*SIZE), near) for task in (Mask, Gate) for near in (0.1, 0.2, 1.0, math.inf)),
     *((truth, Mask(*SIZE), 0.0, error) for error in (0.05, 0.01)),
     (truth, Gate(*SIZE), 0.0, 0.05),
     (truth, Mask(256, 32, 8), 0.0, 0.1, 8, 1 << 14),
