@@ -32,16 +32,6 @@ from topkbench.tasks import features, knn
 from topkbench.work import train
 
 LOWER = ("hard_loss", "fvu", "error")
-METRICS = {
-    "router": "hard_loss",
-    "features": "error",
-    "knn": "accuracy",
-    "classification": "top_2",
-    "retrieval": "recall",
-    "autoencoder": "fvu",
-    "attention": "hard_loss",
-    "subset_vae": "hard_loss",
-}
 CAPTION = (
     "Held-out rows, hard top-k (subset_vae: the exact bound), mean over replicates ± half a 95 % interval "
     "(t), which on a bundled table covers starts and mini-batches, not its one split. best: the method of "
@@ -81,7 +71,7 @@ def entropy(runs: dict[str, Run]) -> tuple[str, pd.Series]:
     experiment = read(run.config)
     task = dataclasses.replace(experiment.task, objective="cross_entropy")  # type: ignore[type-var]
     last = records.summary(train(dataclasses.replace(experiment, task=task)))
-    return "cross-entropy", last[METRICS[run.environment["task"]]]
+    return "cross-entropy", last[MEASURED[run.environment["task"]][0]]
 
 
 def principal(runs: dict[str, Run]) -> tuple[str, pd.Series]:
@@ -107,21 +97,21 @@ def unconditional(runs: dict[str, Run]) -> tuple[str, pd.Series]:
     return "independent pixels", runs["hard"].summary["baseline_nll"]
 
 
-BASELINES = {
-    "router": mixed,
-    "features": columns,
-    "knn": neighbours,
-    "classification": entropy,
-    "retrieval": entropy,
-    "autoencoder": principal,
-    "attention": mixed,
-    "subset_vae": unconditional,
+MEASURED = {  # the metric of each task, and its baseline
+    "router": ("hard_loss", mixed),
+    "features": ("error", columns),
+    "knn": ("accuracy", neighbours),
+    "classification": ("top_2", entropy),
+    "retrieval": ("recall", entropy),
+    "autoencoder": ("fvu", principal),
+    "attention": ("hard_loss", mixed),
+    "subset_vae": ("hard_loss", unconditional),
 }
 
 
 def row(task: str, runs: dict[str, Run]) -> dict[str, object]:
     """The table's row of a task."""
-    metric = METRICS[task]
+    metric, baseline = MEASURED[task]
     done = {
         name: run.summary[metric]
         for name, run in runs.items()
@@ -130,7 +120,7 @@ def row(task: str, runs: dict[str, Run]) -> dict[str, object]:
     choose = min if metric in LOWER else max
     best = choose(done, key=lambda name: done[name].mean())
     start = runs["hard"].curves.query("step == 0")[metric]
-    what, without = BASELINES[task](runs)
+    what, without = baseline(runs)
     settings = runs["hard"].config["task"]
     return {
         "task": task,
@@ -172,7 +162,7 @@ def main(folder: Path, out: Path) -> None:
     if not runs:
         sys.exit(f"no records below {folder}\n\n{__doc__}")
     found = {
-        task: {r.environment["method"]: r for r in runs if r.environment["task"] == task} for task in METRICS
+        task: {r.environment["method"]: r for r in runs if r.environment["task"] == task} for task in MEASURED
     }
     lacking = [task for task, own in found.items() if "hard" not in own]
     if lacking:

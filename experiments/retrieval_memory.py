@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from _measured import peak, silence
 from tqdm import tqdm
 
 from topkbench import tables
@@ -120,21 +121,9 @@ def size() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def peak(step: Callable[[], object]) -> int:
-    """The most bytes of tensors alive at once in a step."""
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as seen:
-        step()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = pd.Series([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return max(0, int(alive.cumsum().max()))
-
-
 def in_a_process(job: Job, pipe: Any) -> None:
     """`measured`, or why not, told through a pipe."""
-    with Path(os.devnull).open("w") as nowhere:
-        for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
+    silence()
     try:
         pipe.send(measured(job, lambda: pipe.send(None)))
     except Exception as error:

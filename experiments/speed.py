@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from _measured import peak, silence
 from speed_contenders import BASE, TORCH, Call, Contender, ours
 from speed_figure import heat_map, markdown
 from speed_peers import PEERS
@@ -129,19 +130,12 @@ def held(call: Call, scores: torch.Tensor) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return call.given + torch.cuda.max_memory_allocated() - before
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as seen:
-        call()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = pd.Series([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return call.given + max(0, alive.cumsum().max()) if len(alive) else call.given
+    return call.given + peak(call)
 
 
 def in_a_process(job: Job, pipe: Any) -> None:
     """`measured`, told through a pipe: True once it is prepared, then the result."""
-    with Path(os.devnull).open("w") as nowhere:
-        for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
+    silence()
     try:
         pipe.send(measured(job, lambda: pipe.send(True)))
     except Exception as error:

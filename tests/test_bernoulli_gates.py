@@ -6,46 +6,15 @@ import numpy as np
 import pytest
 import references_gates as references
 import torch
+from gates import A, K, close, given, rows, step_on, wild
 from numpy.polynomial.legendre import leggauss
 from torch.func import grad
 
 import topkbench.methods.bernoulli_gates as bernoulli
-from topkbench.methods import REBAR, DisARM, Step
+from topkbench.methods import REBAR, DisARM
 from topkbench.operators import entropic
-from topkbench.randomness import Normals
 
-N, K, TEMPERATURE = 3, 2, 0.7
-
-
-def rows(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-A, B = rows(4, seed=1), rows(4, 4, seed=2)
-
-
-def wild(mask, scores):
-    """Not linear in the mask, and of the scores as well."""
-    n = mask.shape[-1]
-    return (mask @ A[:n]).exp() + ((mask * scores) @ B[:n, :n] - A[:n]).square().sum(-1) * (
-        mask[..., 0] - 0.3
-    )
-
-
-def step_on(scores, loss, wants="mask", k=K, noise=None, seed=0):
-    scores = scores[None]
-    W, x = scores.new_zeros(1, scores.shape[-1], 3), scores.new_zeros(1, scores.shape[1], 3)
-    noise = noise or Normals([seed], dtype=scores.dtype)
-    return Step(W, x, scores, k, wants, lambda part: loss(part, scores), noise)
-
-
-def given(draws):
-    """The noise of a step: these numbers, a row each."""
-    return lambda *shape, **_: draws[None, None] if len(shape) == 4 else draws[None]
-
-
-def close(actual, expected, tol=1e-10):
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=tol, atol=tol)
+N, TEMPERATURE = 3, 0.7
 
 
 def expected_loss(scores, k=K):

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import built
+from enumeration import TEMPERATURE, log_law, outcomes, part_of
 from references_gates import chance_of_set, unordered_set
 from torch.func import grad
 
-import topkbench.methods.unordered_set as module
-from topkbench.methods import ScoreFunction, ScoreFunctionWithoutReplacement, Step, UnorderedSet
+from topkbench.methods import ScoreFunction, ScoreFunctionWithoutReplacement, Step, UnorderedSet, _distinct
 from topkbench.methods.unordered_set import weights
 from topkbench.operators.sequential import Distinct
 from topkbench.randomness import Normals
 
-TEMPERATURE, LAWS = 0.7, ("conditional_poisson", "plackett_luce")
+LAWS = ("conditional_poisson", "plackett_luce")
 
 
 def rows(*shape, seed=0):
@@ -35,28 +35,6 @@ def wild(mask, scores):
 
 def of_values(values, scores):
     return (values[..., 0] * 1.5 - values[..., -1].square()).sin() + scores.square().sum(-1)
-
-
-def outcomes(law, n, k):
-    paths = itertools.combinations if law == "conditional_poisson" else itertools.permutations
-    return torch.tensor(list(paths(range(n), k)))
-
-
-def log_law(law, scores, index):
-    u = scores / TEMPERATURE
-    if law == "conditional_poisson":
-        return u[index].sum(-1).log_softmax(0)
-    total, left = 0.0, torch.ones(len(index), len(scores), dtype=torch.bool)
-    for i in index.T:
-        total = total + u[i] - u.expand(len(index), -1).masked_fill(~left, -torch.inf).logsumexp(-1)
-        left = left.scatter(1, i[:, None], False)
-    return total
-
-
-def part_of(index, scores, wants):
-    if wants == "values":
-        return scores[index].sort(-1, descending=True).values
-    return torch.zeros(len(index), len(scores), dtype=scores.dtype).scatter(1, index, 1)
 
 
 def expected_loss(scores, law, k, loss, wants):
@@ -140,7 +118,7 @@ def mean_over_draws(method, monkeypatch, law, n, k, loss, wants):
     picks = index[draws.T][:, None]
     drawn = Distinct(picks, p[draws.T][:, None], torch.ones(draws.T.shape, dtype=torch.float64)[:, None])
     for name in ("distinct_subsets", "distinct_orders"):
-        monkeypatch.setattr(module, name, lambda *_: drawn)
+        monkeypatch.setattr(_distinct, name, lambda *_: drawn)
     each = scores.expand(len(draws), n).clone().requires_grad_()
     surrogate = method(step_on(each, loss, k, wants))[0]
     (gradient,) = torch.autograd.grad((chance * surrogate).sum(), each)
@@ -200,7 +178,8 @@ def test_the_formula_of_one_row():
         return wild(mask, q)
 
     value = method(step_on(leaf, loss, k))[0, 0]
-    picks, _ = method._draws(step_on(scores[None], wild, k))  # the same noise again
+    again = _distinct.drawn(step_on(scores[None], wild, k), law, TEMPERATURE, M)  # the same noise
+    picks = again.picks
     place = [int((index == one).all(-1).nonzero()) for one in picks[:, 0, 0]]
     close(seen[0][:, 0, 0], part_of(index[place], scores, "mask"))
     p, losses = log_law(law, scores, index).exp(), wild(part_of(index[place], scores, "mask"), scores)

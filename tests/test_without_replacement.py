@@ -1,10 +1,9 @@
 """Distinct draws: their law, and the estimate made of them, against enumeration of all outcomes."""
 
-import itertools
-
 import pytest
 import torch
 from conftest import built
+from enumeration import TEMPERATURE, log_law, outcomes, part_of
 from torch.func import grad
 
 from topkbench.methods import ScoreFunction, ScoreFunctionWithoutReplacement, Step
@@ -12,7 +11,7 @@ from topkbench.operators import plackett_luce, subset
 from topkbench.operators.sequential import distinct_orders, distinct_subsets
 from topkbench.randomness import Normals
 
-N, K, TEMPERATURE = 5, 2, 0.7
+N, K = 5, 2
 LAWS = {"conditional_poisson": distinct_subsets, "plackett_luce": distinct_orders}
 MANY = 40_000
 
@@ -35,35 +34,8 @@ def of_values(values, scores):
 CASES = [(law, loss, wants) for law in LAWS for loss, wants in ((wild, "mask"), (of_values, "values"))]
 
 
-def outcomes(law, n=N, k=K):
-    paths = (
-        itertools.combinations(range(n), k)
-        if law == "conditional_poisson"
-        else itertools.permutations(range(n), k)
-    )
-    return torch.tensor(list(paths))
-
-
-def log_law(law, scores, index):
-    """`log p` of outcomes, in the words of the definition."""
-    u = scores / TEMPERATURE
-    if law == "conditional_poisson":
-        return u[index].sum(-1).log_softmax(0)
-    total, left = 0.0, torch.ones(len(index), len(scores), dtype=torch.bool)
-    for i in index.T:
-        total = total + u[i] - u.expand(len(index), -1).masked_fill(~left, -torch.inf).logsumexp(-1)
-        left = left.scatter(1, i[:, None], False)
-    return total
-
-
-def part_of(index, scores, wants):
-    if wants == "values":
-        return scores[index].sort(-1, descending=True).values
-    return torch.zeros(len(index), len(scores), dtype=scores.dtype).scatter(1, index, 1)
-
-
 def expected_loss(scores, law, loss, wants):
-    index = outcomes(law)
+    index = outcomes(law, N, K)
     part = part_of(index, scores, wants)
     return (log_law(law, scores, index).exp() * loss(part, scores.expand(len(index), -1))).sum()
 
@@ -111,7 +83,7 @@ def test_probabilities_are_those_of_the_law(law, n, k):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_draws_are_distinct_and_the_first_has_the_law(law):
-    index = outcomes(law)
+    index = outcomes(law, N, K)
     drawn = codes(draws(law, SCORES.expand(MANY, N), K, 3).picks)
     assert (drawn[0] != drawn[1]).all()
     assert (drawn[0] != drawn[2]).all()
@@ -130,7 +102,7 @@ def test_draws_are_distinct_and_the_first_has_the_law(law):
 @pytest.mark.parametrize("samples", [1, 2, 4, 9])
 @pytest.mark.parametrize("law", LAWS)
 def test_weights_are_unbiased_for_every_outcome(law, samples):
-    index = outcomes(law)
+    index = outcomes(law, N, K)
     drawn = draws(law, SCORES.expand(MANY, N), K, samples)
     each = ((codes(drawn.picks).unsqueeze(-1) == codes(index)) * drawn.weight.unsqueeze(-1)).sum(0)
     p = log_law(law, SCORES, index).exp()
@@ -169,7 +141,7 @@ def test_infinite_huge_and_missing_scores(law):
 @pytest.mark.parametrize(("law", "loss", "wants"), CASES)
 @pytest.mark.parametrize("samples", [10, 20, 33])
 def test_all_outcomes_give_the_exact_gradient(law, loss, wants, samples):
-    samples = max(samples, len(outcomes(law)))
+    samples = max(samples, len(outcomes(law, N, K)))
     scores = SCORES.expand(3, N).clone().requires_grad_()
     value = ScoreFunctionWithoutReplacement(law, samples, temperature=TEMPERATURE)(
         step_on(scores, loss, wants)

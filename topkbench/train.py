@@ -18,7 +18,8 @@ from topkbench.optimizers import Optimizer, Stepper, like, per_replicate
 from topkbench.randomness import Normals
 from topkbench.schedules import Constant, Schedule
 from topkbench.step import WEIGHTS, Memory, at_temperature, gradients
-from topkbench.tasks import Learns, Task
+from topkbench.tasks import Task
+from topkbench.tasks._contract import others_of
 
 EXPLODED = 1e6  # a loss this many times the first one (or 1, if that is smaller) will not come back
 
@@ -167,7 +168,7 @@ class _Loop:
         self.teacher = task.teacher(normals.child("teacher"))
         self.test = task.sample(self.teacher, normals.child("test"), logging.test_rows, clean=True)
         W = task.start(normals.child("start"))
-        others = task.others(self.teacher, normals.child("others"), W) if isinstance(task, Learns) else {}
+        others = others_of(task, self.teacher, normals.child("others"), W)
         self.learned = {WEIGHTS: W, **others}
         self.stepper = Stepper(optimizer, self.learned)
         self.temperature = (

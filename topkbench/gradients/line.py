@@ -16,7 +16,8 @@ from topkbench.methods import Method
 from topkbench.optimizers import per_replicate
 from topkbench.randomness import Normals
 from topkbench.step import at_temperature
-from topkbench.tasks import Learns, Task, Teacher
+from topkbench.tasks import Task, Teacher
+from topkbench.tasks._contract import others_of
 
 Point = tuple[int, float, dict[str, torch.Tensor]]
 
@@ -58,7 +59,7 @@ def measure_at(
     teacher, W0 = _ends(task, normals)
     if any(places) and "W" not in teacher:
         raise ValueError(f"{type(task).__name__} has no planted W: it can be measured at 0 alone, the start")
-    others = _others(task, teacher, normals, W0)
+    others = others_of(task, teacher, normals.child("others"), W0)
     test = task.sample(teacher, normals.child("test"), test_rows, clean=True)
     test = dataclasses.replace(test, learned=others)
     if hasattr(method, "temperature"):
@@ -86,11 +87,6 @@ def _ends(task: Task, normals: Normals) -> tuple[Teacher, torch.Tensor]:
     return task.teacher(normals.child("teacher")), task.start(normals.child("start"))
 
 
-def _others(task: Task, teacher: Teacher, normals: Normals, W0: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What is learned beside W, where it starts."""
-    return task.others(teacher, normals.child("others"), W0) if isinstance(task, Learns) else {}
-
-
 def _between(teacher: Teacher, W0: torch.Tensor, place: float) -> torch.Tensor:
     return torch.lerp(W0, teacher["W"], place) if place else W0
 
@@ -109,6 +105,6 @@ def _truth(
     """The true gradient at a place: no function of the method, so that a sweep computes it once."""
     normals = Normals(list(seeds), (), device, dtype)
     teacher, W0 = _ends(task, normals)
-    others = _others(task, teacher, normals, W0)
+    others = others_of(task, teacher, normals.child("others"), W0)
     W = _between(teacher, W0, place)
     return true_gradient(task, W, teacher, normals.child("truth"), error, rows, others, progress)

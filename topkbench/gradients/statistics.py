@@ -205,9 +205,8 @@ def _columns(blocks: _Blocks, truth: Truth | None, target: Tensor | None) -> Col
         return columns
     target = target.flatten(1)
     true_power = (target.square().sum(-1) - truth.variance).clamp(min=0)
-    relative = torch.where(
-        true_power < CLEAR * truth.variance, torch.nan, true_power
-    )  # a truth that is noise
+    noise = true_power < CLEAR * truth.variance  # a truth that is not told apart from 0
+    relative = torch.where(noise, torch.nan, true_power)
     bias2 = (mean - target).square().sum(-1) - total / count - truth.variance
     along = (means * target).sum(-1)
     inner = (mean * target).sum(-1)

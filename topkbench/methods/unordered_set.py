@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from topkbench.methods._contract import Step, one_of, positive
+from topkbench.methods._distinct import drawn, log_probability, losses_of
 from topkbench.methods.score_function import Law
-from topkbench.operators import About, plackett_luce, subset
+from topkbench.operators import About
 from topkbench.operators._contract import Temperature, check_size
-from topkbench.operators.sequential import SURE, distinct_orders, distinct_subsets
+from topkbench.operators.sequential import SURE
 
 MOST = 12  # draws: the time goes with 2^M
 
@@ -71,20 +72,12 @@ class UnorderedSet:
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
         """The weighed loss of the outcomes."""
-        picks, gone = self._draws(step)
-        scores = step.scores.expand(*picks.shape[:-1], -1)
-        masks = torch.zeros_like(scores, memory_format=torch.contiguous_format).scatter(-1, picks, 1)
-        if step.wants == "mask":
-            losses = step.loss(masks)
-        else:
-            losses = step.loss(scores.gather(-1, picks).sort(-1, descending=True).values)
-        if self.law == "conditional_poisson":
-            log_p = subset.log_probability(step.scores, masks, step.k, self.temperature)
-        else:
-            log_p = plackett_luce.log_probability(step.scores, picks, self.temperature)
-        n, k = scores.shape[-1], step.k
+        picks, _, weight = drawn(step, self.law, self.temperature, self.samples)
+        losses, masks = losses_of(step, picks)
+        log_p = log_probability(step, self.law, self.temperature, picks, masks)
+        n, k = step.scores.shape[-1], step.k
         count = math.comb(n, k) if self.law == "conditional_poisson" else math.perm(n, k)
-        first, second = weights(log_p.detach().double(), gone, exact=self.samples >= count)
+        first, second = weights(log_p.detach().double(), weight == 0, exact=self.samples >= count)
         first, second = first.to(losses.dtype), second.to(losses.dtype)
         loss = (first * losses).sum(0)
         if not torch.is_grad_enabled():
@@ -92,17 +85,6 @@ class UnorderedSet:
         given = losses.detach()
         term = (first * (given - (second * given).sum(1)) * log_p).sum(0)
         return loss + (term - term.detach())
-
-    def _draws(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Outcomes (M, R, B, k), as many as samples or as there are, and which of them are none."""
-        _, rows, n = step.scores.shape
-
-        def waits(item: int, beams: int) -> Tensor:
-            return step.noise(f"item {item}", rows, beams, n, law="exponential")
-
-        draw = distinct_subsets if self.law == "conditional_poisson" else distinct_orders
-        drawn = draw(step.scores, step.k, self.temperature, self.samples, waits)
-        return drawn.picks, drawn.weight == 0
 
 
 class _Sets(NamedTuple):

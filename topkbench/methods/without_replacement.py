@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.methods._contract import Step, one_of, positive
+from topkbench.methods._distinct import drawn, log_probability, losses_of
 from topkbench.methods.score_function import Law
-from topkbench.operators import About, plackett_luce, subset
+from topkbench.operators import About
 from topkbench.operators._contract import Temperature
-from topkbench.operators.sequential import Distinct, distinct_orders, distinct_subsets
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,13 @@ class ScoreFunctionWithoutReplacement:
 
     def __call__(self, step: Step) -> Float[Tensor, "R B"]:
         """The weighed loss of the outcomes."""
-        picks, p, weight = self._draws(step)
-        scores = step.scores.expand(*picks.shape[:-1], -1)
-        masks = torch.zeros_like(scores, memory_format=torch.contiguous_format).scatter(-1, picks, 1)
-        if step.wants == "mask":
-            losses = step.loss(masks)
-        else:
-            losses = step.loss(scores.gather(-1, picks).sort(-1, descending=True).values)
+        picks, p, weight = drawn(step, self.law, self.temperature, self.samples)
+        losses, masks = losses_of(step, picks)
         total = weight.sum(0) if self.normalized else 1.0
         loss = (weight / total * losses).sum(0)
         if not torch.is_grad_enabled():
             return loss
-        if self.law == "conditional_poisson":
-            log_p = subset.log_probability(step.scores, masks, step.k, self.temperature)
-        else:
-            log_p = plackett_luce.log_probability(step.scores, picks, self.temperature)
+        log_p = log_probability(step, self.law, self.temperature, picks, masks)
         given = losses.detach()
         if self.normalized:
             advantage = (given - loss.detach()) / (total - weight + p)
@@ -94,13 +86,3 @@ class ScoreFunctionWithoutReplacement:
             advantage = given * (1 - p + weight) - loss.detach()
         term = (weight * advantage * log_p).sum(0)
         return loss + (term - term.detach())
-
-    def _draws(self, step: Step) -> Distinct:
-        """Outcomes, as many as samples or as there are, in front."""
-        _, rows, n = step.scores.shape
-
-        def waits(item: int, beams: int) -> Tensor:
-            return step.noise(f"item {item}", rows, beams, n, law="exponential")
-
-        draw = distinct_subsets if self.law == "conditional_poisson" else distinct_orders
-        return draw(step.scores, step.k, self.temperature, self.samples, waits)

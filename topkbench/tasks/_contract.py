@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from topkbench.operators._contract import Part
@@ -89,6 +89,11 @@ class Learns(Protocol):
         ...
 
 
+def others_of(task: Task, teacher: Teacher, noise: Noise, W: Float[Tensor, "R n d"]) -> dict[str, Tensor]:
+    """What the task learns beside W, where it starts: nothing for most."""
+    return task.others(teacher, noise, W) if isinstance(task, Learns) else {}
+
+
 @runtime_checkable
 class KnownInputs(Protocol):
     """A task whose scores are W x with x of a known density: the gradient of its mean hard loss is known.
@@ -144,6 +149,11 @@ def check_counts(n: int, k: int, **others: int) -> None:
             raise ValueError(f"{name} must be >= 1, got {size}")
     if not 1 <= k <= n:
         raise ValueError(f"k must be in [1, n] = [1, {n}], got {k}")
+
+
+def entries(part: Float[Tensor, "*part"], places: Int[Tensor, "*rows r"]) -> Tensor:
+    """The entries of each row at its places; samples in front of the part."""
+    return part.gather(-1, places.expand(*part.shape[:-1], places.shape[-1]))
 
 
 def scores_of(W: Float[Tensor, "R n d"], x: Float[Tensor, "R B d"]) -> Float[Tensor, "R B n"]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from topkbench.randomness import Noise
 from topkbench.tasks._digits import digits
-from topkbench.tasks._split import Split, common
+from topkbench.tasks._split import Split, again, common
 
 PIXELS = 64
 
@@ -40,8 +40,7 @@ def black_and_white(pixels: Float[Tensor, "*rows 64"]) -> Float[Tensor, "*rows 6
 
 def drawn(data: Float[Tensor, "T m"], noise: Noise, rows: int) -> Float[Tensor, "R B m"]:
     """`rows` of the data for each replicate, drawn with replacement."""
-    place = noise("row", rows, law="uniform") * len(data)
-    return data[place.long().clamp(max=len(data) - 1)]
+    return data[again(noise, rows, len(data))]
 
 
 def first(data: Float[Tensor, "T m"], rows: int, replicates: int) -> Float[Tensor, "R B m"]:

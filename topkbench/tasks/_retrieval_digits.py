@@ -9,7 +9,7 @@ from torch import Tensor
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Teacher
 from topkbench.tasks._digits_binary import PIXELS, first, halves, labels
-from topkbench.tasks._split import Split
+from topkbench.tasks._split import Split, again
 
 CLASSES = 10
 
@@ -54,7 +54,7 @@ def gallery(noise: Noise, n: int, split: Split) -> Teacher:
 def asked(teacher: Teacher, noise: Noise, rows: int) -> Queries:
     """Training rows that are not in the gallery, drawn with replacement."""
     x, label = teacher["queries"], teacher["labels"]
-    drawn = (noise("row", rows, law="uniform") * label.shape[1]).long().clamp(max=label.shape[1] - 1)
+    drawn = again(noise, rows, label.shape[1])
     return Queries(x.gather(1, drawn.unsqueeze(-1).expand(-1, -1, PIXELS)), label.gather(1, drawn))
 
 

@@ -95,6 +95,11 @@ def _places(table: Table, split: Split) -> tuple[NDArray[np.int64], NDArray[np.i
     return group, np.flatnonzero(within >= high), np.flatnonzero((within >= low) & (within < high))
 
 
+def again(noise: Noise, rows: int, count: int) -> Int[Tensor, "R B"]:
+    """Places in [0, count), drawn with replacement for each replicate."""
+    return (noise("row", rows, law="uniform") * count).long().clamp(max=count - 1)
+
+
 def _shuffled(rows: Int[Tensor, "R N"], u: Tensor) -> Int[Tensor, "R N"]:
     return rows.gather(1, u.gather(1, rows).argsort(dim=-1, stable=True))
 

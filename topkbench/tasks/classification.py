@@ -11,10 +11,9 @@ from torch import Tensor
 from topkbench.losses import smooth_topk_svm
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
-from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
+from topkbench.tasks._contract import Batch, Teacher, check_counts, entries, scores_of
 from topkbench.tasks._digits_binary import PIXELS, first, halves, labels
-from topkbench.tasks._split import Split, check_split
-from topkbench.tasks.features import _places
+from topkbench.tasks._split import Split, again, check_split
 
 CLASSES = 10  # of digits
 START = 0.5  # the standard deviation of a first score
@@ -166,7 +165,7 @@ class Classification:
         if clean:
             own = labels(told.device, self.split)[1].to(told.dtype)
             return first(held_out, rows, len(told)), own[:rows].expand(len(told), -1)
-        places = _places(noise, rows, len(train))
+        places = again(noise, rows, len(train))
         return train[places], told.gather(-1, places)
 
     def _spoiled(self, label: Float[Tensor, "R B"], noise: Noise) -> Float[Tensor, "R B"]:
@@ -224,7 +223,7 @@ def _hits(scores: Float[Tensor, "R B n"], target: Float[Tensor, "R B 1"]) -> Flo
 
 def _at(part: Float[Tensor, "*part"], label: Int[Tensor, "*rows 1"]) -> Tensor:
     """The label's entry; samples in front of the part."""
-    return part.gather(-1, label.expand(*part.shape[:-1], 1)).squeeze(-1)
+    return entries(part, label).squeeze(-1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from topkbench.randomness import Noise, Normals
 from topkbench.tasks import _columns
 from topkbench.tasks._columns import PLANTED, TRUE
 from topkbench.tasks._contract import Batch, Teacher, check_counts
-from topkbench.tasks._split import Split
+from topkbench.tasks._split import Split, again
 
 START = 0.1  # the standard deviation of a first score
 STRENGTH = 0.5  # that of what the kept columns together contribute at first
@@ -168,9 +168,9 @@ class Features:
             return self._varied(self._clean(teacher, noise, rows))
         if "train" in teacher:
             pool = teacher["train"]
-            return self._rows(teacher, pool.gather(1, _places(noise, rows, pool.shape[1])))
+            return self._rows(teacher, pool.gather(1, again(noise, rows, pool.shape[1])))
         if "x" in teacher:
-            places = _places(noise, rows, teacher["x"].shape[1]).unsqueeze(-1)
+            places = again(noise, rows, teacher["x"].shape[1]).unsqueeze(-1)
             x, y = (teacher[name].take_along_dim(places, 1) for name in ("x", "y"))
             return Batch(x, y, teacher)
         return Batch(*self._planted(teacher, noise, rows, clean=False), teacher)
@@ -288,8 +288,3 @@ def _success(y: Float[Tensor, "R B m"], target: Float[Tensor, "R B m"], classes:
         return (y.argmax(-1) == target.argmax(-1)).to(y.dtype).mean(-1)
     spread = (target - target.mean(1, keepdim=True)).square().sum((1, 2))
     return (y - target).square().sum((1, 2)) / spread
-
-
-def _places(noise: Noise, rows: int, count: int) -> Int[Tensor, "R B"]:
-    """Places in [0, count), with replacement."""
-    return (noise("row", rows, law="uniform") * count).long().clamp(max=count - 1)

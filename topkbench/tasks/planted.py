@@ -19,8 +19,25 @@ START = 0.5  # a first score has standard deviation 1/2: small, but its ranking 
 AT_ONCE = 128  # rows of a held-out batch
 
 
+class NormalInputs:
+    """x ~ N(0, I): its components along and across any direction are independent."""
+
+    def line_density(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
+    ) -> Float[Tensor, "R T"]:
+        """The density of a standard normal at x along a unit direction; what lies across is all one."""
+        return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
+
+    def line_mass(
+        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
+    ) -> Float[Tensor, "R T"]:
+        """The chance of a standard normal to be nearer than `near` to x along a unit direction."""
+        along = (x * direction).sum(-1)
+        return torch.special.ndtr(along + near) - torch.special.ndtr(along - near)
+
+
 @dataclass(frozen=True)
-class Planted(ABC):
+class Planted(NormalInputs, ABC):
     """x ~ N(0, I_d); the rows of W* are uniform on the unit sphere, so that a score W* x has variance 1.
 
     Attributes:
@@ -78,18 +95,6 @@ class Planted(ABC):
             target = target + noise.gather(1, rows.unsqueeze(-1).expand(*rows.shape, noise.shape[-1]))
         return dataclasses.replace(batch, x=x, target=target)
 
-    def line_density(
-        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
-    ) -> Float[Tensor, "R T"]:
-        """That of a standard normal: its components along and across a direction are independent."""
-        return normal_line_density(x, direction)
-
-    def line_mass(
-        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
-    ) -> Float[Tensor, "R T"]:
-        """That of a standard normal."""
-        return normal_line_mass(x, direction, near)
-
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`: the share of the teacher's top k that is found; `distance` of W to W*."""
         matched = self.match(W, test.teacher)
@@ -110,19 +115,6 @@ def recall(k: int, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tenso
     ours = hard_mask(scores_of(matched, batch.x), k)
     theirs = hard_mask(scores_of(batch.teacher["W"], batch.x), k)
     return (ours * theirs).sum(-1) / k
-
-
-def normal_line_density(x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]) -> Float[Tensor, "R T"]:
-    """The density of x ~ N(0, I) along a unit direction, at x: what lies across it does not matter."""
-    return (x * direction).sum(-1).square().mul(-0.5).exp() / math.sqrt(2 * math.pi)
-
-
-def normal_line_mass(
-    x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
-) -> Float[Tensor, "R T"]:
-    """The chance of a standard normal to be nearer than `near` to x along a unit direction."""
-    along = (x * direction).sum(-1)
-    return torch.special.ndtr(along + near) - torch.special.ndtr(along - near)
 
 
 def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

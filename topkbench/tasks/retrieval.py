@@ -12,7 +12,7 @@ from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
 from topkbench.randomness import Noise
 from topkbench.tasks import _retrieval_digits
-from topkbench.tasks._contract import Batch, Teacher, scores_of
+from topkbench.tasks._contract import Batch, Teacher, entries, scores_of
 from topkbench.tasks._split import Split, check_split
 
 START = 0.5  # a row of W starts with a norm of about this
@@ -159,9 +159,9 @@ class Retrieval:
     def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """1 - recall@k of the mask, or the cross-entropy of the scores."""
         if self.objective == "recall":
-            return 1 - _at(part, batch.target.long()).sum(-1) / min(self.k, self.count)
+            return 1 - entries(part, batch.target.long()).sum(-1) / min(self.k, self.count)
         logits = SHARP * scores if self.data == "digits" else scores
-        entropy = logits.logsumexp(-1) - _at(logits, batch.target.long()).mean(-1)
+        entropy = logits.logsumexp(-1) - entries(logits, batch.target.long()).mean(-1)
         return entropy.expand(part.shape[:-1])
 
     def metrics(self, W: Float[Tensor, "R embedding d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
@@ -186,7 +186,7 @@ def recall(
     scores: Float[Tensor, "*rows n"], places: Int[Tensor, "*rows r"], k: int
 ) -> Float[Tensor, "*rows"]:
     """The share of the relevant, at these places, in the k largest scores: of min(k, r)."""
-    return _at(hard_mask(scores, k), places).sum(-1) / min(k, places.shape[-1])
+    return entries(hard_mask(scores, k), places).sum(-1) / min(k, places.shape[-1])
 
 
 def ndcg(scores: Float[Tensor, "*rows n"], places: Int[Tensor, "*rows r"], k: int) -> Float[Tensor, "*rows"]:
@@ -198,11 +198,6 @@ def ndcg(scores: Float[Tensor, "*rows n"], places: Int[Tensor, "*rows r"], k: in
     weights = 1 / torch.arange(2, k + 2, dtype=scores.dtype, device=scores.device).log2()
     gains = relevant.gather(-1, scores.topk(k).indices) * weights
     return gains.sum(-1) / weights[: places.shape[-1]].sum()
-
-
-def _at(part: Float[Tensor, "*part"], places: Int[Tensor, "*rows r"]) -> Tensor:
-    """The entries at these places; samples in front of the part."""
-    return part.gather(-1, places.expand(*part.shape[:-1], places.shape[-1]))
 
 
 def _distance(gram: Float[Tensor, "R d d"], target: Float[Tensor, "R d d"]) -> Float[Tensor, " R"]:

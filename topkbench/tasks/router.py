@@ -16,9 +16,8 @@ from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 from topkbench.tasks.planted import (
     AT_ONCE,
     START,
+    NormalInputs,
     half_squared_error,
-    normal_line_density,
-    normal_line_mass,
     recall,
 )
 
@@ -27,7 +26,7 @@ HIGHEST = 30.0  # what is not kept may score more than all that is: its exponent
 
 
 @dataclass(frozen=True)
-class Router:
+class Router(NormalInputs):
     """y = sum_i g_i e_i(x) over the k experts that a linear router chooses; the loss is (y - y*)^2 / 2.
 
         x   ~ N(0, I_d)
@@ -136,18 +135,6 @@ class Router:
         if self.balance:
             raise ValueError(f"Router has no true gradient with balance > 0, got {self.balance}")
         return dataclasses.replace(batch, x=x, target=self._target(x, batch.teacher))
-
-    def line_density(
-        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"]
-    ) -> Float[Tensor, "R T"]:
-        """That of a standard normal."""
-        return normal_line_density(x, direction)
-
-    def line_mass(
-        self, x: Float[Tensor, "R T d"], direction: Float[Tensor, "R T d"], near: float
-    ) -> Float[Tensor, "R T"]:
-        """That of a standard normal."""
-        return normal_line_mass(x, direction, near)
 
     def metrics(self, W: Float[Tensor, "R n d"], test: Batch) -> dict[str, Float[Tensor, " R"]]:
         """`recall`, `load_cv` and `dead`."""
