@@ -2,15 +2,14 @@
 
     python experiments/replicate_cost.py
 
-Interleaved rounds in one process, medians. Memory: the peak of a fresh process for each size.
+Interleaved rounds in one process, medians. Memory: the most bytes of tensors alive at once.
 """
 
-import multiprocessing
-import resource
 import statistics
 
 import pandas as pd
 import torch
+from _measured import peak
 from tqdm import tqdm
 
 from topkbench.methods import Hard
@@ -49,31 +48,23 @@ def speed() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def peak(replicates: int, batch: int, samples: int) -> float:
-    """Peak memory in MB of this process, torch included."""
-    train(
-        Hard(),
-        Values(64, 32, 8),
-        Adam(0.01),
-        range(replicates),
-        Training(3, batch),
-        Logging(points=2, samples=samples, test_rows=1024),
+def peak_of_training(replicates: int, batch: int, samples: int) -> float:
+    """The most MB of tensors alive at once in three steps with their statistics and evaluation."""
+    training, logging = Training(3, batch), Logging(points=2, samples=samples, test_rows=1024)
+    return (
+        peak(lambda: train(Hard(), Values(64, 32, 8), Adam(0.01), range(replicates), training, logging)) / 1e6
     )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory() -> pd.DataFrame:
     """Peak memory against the number of replicates, the batch and the number of gradient samples."""
     sizes = [(1, 32, 16), (256, 32, 16), (512, 32, 16), (1024, 32, 16)]
     sizes += [(256, 128, 16), (256, 256, 16), (256, 512, 16), (32, 32, 16), (32, 32, 1000)]
-    rows = []
-    for size in tqdm(sizes, desc="memory"):
-        with multiprocessing.get_context("spawn").Pool(1) as fresh:
-            rows.append((*size, fresh.apply(peak, size)))
+    rows = [(*size, peak_of_training(*size)) for size in tqdm(sizes, desc="memory")]
     return pd.DataFrame(rows, columns=["R", "batch", "M", "peak MB"])
 
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print(speed().to_string(index=False, float_format="{:.1f}".format), "\n")
-    print(memory().to_string(index=False, float_format="{:.0f}".format))
+    print(memory().to_string(index=False, float_format="{:.1f}".format))

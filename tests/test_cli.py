@@ -174,6 +174,14 @@ ALL = ", ".join(METHODS)
         ),
         (["+method=hard", "nn=3"], "unknown key 'nn'; did you mean n? allowed: at, d, device, "),
         (["+method=hard", "+typo=1"], "unknown key 'typo'; did you mean dtype? allowed: at, d, device, "),
+        (
+            ["+method=hard", "trian.steps=5"],
+            "unknown key 'trian.steps'; did you mean train.steps? allowed: at, ",
+        ),
+        (
+            ["+method=hard", "hydra.run.dir=/proc/here"],
+            "hydra.run.dir: cannot write to /proc/here: /proc is not writable",
+        ),
         (["+method=hard", "log.truth=0"], "log: truth must be > 0 and finite, or null for none, got 0"),
         (["+method=hard", "at=[0,2]"], "at must hold numbers in [0, 1], got 2"),
         (

@@ -36,6 +36,7 @@ class Check(Callback):
         try:
             check(config)
             check_writable(Path(config.results))
+            check_writable(Path(config.hydra.run.dir), "hydra.run.dir")
         except Exception as error:
             raise SystemExit(line(error)) from error
 

@@ -79,8 +79,10 @@ def _of_keys(overrides: list[Override], folders: list[str]) -> str | None:
     for override in overrides:
         key = override.key_or_group
         if key not in (*keys, *GROUPS) and key.partition(".")[0] != "hydra":
-            siblings = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
-            return unknown(key, [name for name in siblings if "._" not in name])
+            named = [name for name in keys if "._" not in name]
+            group = key.rpartition(".")[0]
+            siblings = [name for name in named if name.rpartition(".")[0] == group]
+            return unknown(key, siblings if group in ("", *keys) else named)
     return None
 
 

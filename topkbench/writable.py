@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 
-def check_writable(folder: Path) -> None:
-    """Try whether `folder` can be made and written to, without making it.
+def check_writable(folder: Path, key: str = "results") -> None:
+    """Try whether `folder`, the value of a key, can be made and written to, without making it.
 
     Raises:
         OSError: it cannot.
@@ -14,10 +14,10 @@ def check_writable(folder: Path) -> None:
     while not there.exists():
         there = there.parent
     if not there.is_dir():
-        raise NotADirectoryError(f"results: cannot write to {folder}: {there} is a file, not a folder")
+        raise NotADirectoryError(f"{key}: cannot write to {folder}: {there} is a file, not a folder")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = f"{there} is not writable ({error.strerror or error})"
-        raise PermissionError(f"results: cannot write to {folder}: {reason}") from error
+        raise PermissionError(f"{key}: cannot write to {folder}: {reason}") from error
