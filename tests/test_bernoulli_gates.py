@@ -1,44 +1,28 @@
 """Gates that are open or shut: their gradients by enumeration of masks, by quadrature of the noise."""
 
-import itertools
-
 import numpy as np
 import pytest
 import references_gates as references
 import torch
-from gates import A, K, close, given, rows, step_on, wild
-from numpy.polynomial.legendre import leggauss
+from gates import (
+    TEMPERATURE,
+    A,
+    K,
+    close,
+    expected_loss,
+    given,
+    mean_gradient,
+    nodes,
+    rows,
+    step_on,
+    wild,
+)
 from torch.func import grad
 
 import topkbench.methods.bernoulli_gates as bernoulli
 from topkbench.methods import REBAR, DisARM
-from topkbench.operators import entropic
 
-N, TEMPERATURE = 3, 0.7
-
-
-def expected_loss(scores, k=K):
-    """E L by enumeration of all masks."""
-    n = len(scores)
-    masks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=n)), dtype=torch.float64)
-    p = entropic(scores, k, TEMPERATURE)
-    chance = torch.where(masks == 1, p, 1 - p).prod(-1)
-    return (chance * wild(masks, scores.expand(len(masks), n))).sum()
-
-
-def nodes(p, count):
-    """Quadrature in u for each gate: between the places where what is drawn changes; with weights."""
-    x, w = leggauss(count)
-    points, mass = [], []
-    for one in p.tolist():
-        ends = sorted({0.0, one, 1 - one, 1.0})
-        parts = [
-            (low + (high - low) * (x + 1) / 2, (high - low) * w / 2) for low, high in itertools.pairwise(ends)
-        ]
-        points.append(torch.from_numpy(np.concatenate([u for u, _ in parts])))
-        mass.append(torch.from_numpy(np.concatenate([w for _, w in parts])))
-    n = len(points)
-    return torch.cartesian_prod(*points).reshape(-1, n), torch.cartesian_prod(*mass).reshape(-1, n).prod(-1)
+N = 3
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (3, 1), (3, 2), (4, 2), (4, 3)])
@@ -57,16 +41,6 @@ def test_unbiased_with_the_control_variate(method):
         value, gradient, truth = mean_gradient(method, n, k, count)
         close(value, expected_loss(rows(n, seed=4), k))
         assert (gradient - truth).norm() < tol * truth.norm()
-
-
-def mean_gradient(method, n, k, count):
-    """The mean over the noise of the value and the gradient, and the gradient by enumeration."""
-    scores = rows(n, seed=4)
-    u, mass = nodes(entropic(scores, k, TEMPERATURE), count)
-    each = scores.expand(len(u), n).clone().requires_grad_()
-    surrogate = method(step_on(each, wild, k=k, noise=given(u)))[0]
-    gradient = torch.autograd.grad((mass * surrogate).sum(), each)[0].sum(0)
-    return (mass * surrogate).sum().detach(), gradient, grad(expected_loss)(scores, k)
 
 
 @pytest.mark.parametrize("method", [DisARM(TEMPERATURE, 2), REBAR(TEMPERATURE), REBAR(TEMPERATURE, 0.2, 1.7)])

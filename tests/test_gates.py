@@ -7,14 +7,14 @@ import torch
 from gates import K, close, given, rows, step_on, wild
 from scipy.stats import norm
 
-from topkbench.methods import REBAR, DisARM, HardConcrete, Step, StochasticGates
+from topkbench.methods import ARMS, REBAR, RELAX, DisARM, HardConcrete, Step, StochasticGates
 from topkbench.methods._gates import SURE, levels
 from topkbench.operators import entropic, gaussian, hard_mask
 from topkbench.operators._kernels import Gaussian, Logistic
 from topkbench.randomness import Normals
 
 N, TEMPERATURE = 3, 0.7
-EVERY = [DisARM(TEMPERATURE), REBAR(TEMPERATURE), HardConcrete(TEMPERATURE), StochasticGates(TEMPERATURE)]
+EVERY = [m(TEMPERATURE) for m in (DisARM, ARMS, REBAR, RELAX, HardConcrete, StochasticGates)]
 KERNELS = [(Logistic(), references.logistic), (Gaussian(), norm.cdf)]
 
 
@@ -181,7 +181,7 @@ def test_limits(method):
 
     for k in (1, 2, 3, 6):
         type(method)(1e-3)(step_on(scores, loss, k=k))
-        masks = seen[0][0] if isinstance(method, DisARM) else seen[0]
+        masks = seen[0][0] if isinstance(method, ARMS | DisARM) else seen[0]
         seen.clear()
         assert torch.equal(masks.reshape(-1, 6), hard_mask(scores, k))
     leaf = scores.clone().requires_grad_()
@@ -190,7 +190,7 @@ def test_limits(method):
     close(torch.autograd.grad(value.sum(), leaf)[0], torch.ones_like(leaf))
 
 
-@pytest.mark.parametrize("method", [DisARM(1e9), REBAR(1e9)])
+@pytest.mark.parametrize("method", [DisARM(1e9), ARMS(1e9), REBAR(1e9), RELAX(1e9)])
 def test_uniform_limit(method):
     seen = []
     method(step_on(rows(1, 6).expand(20_000, 6), lambda m, _: (seen.append(m), m.sum(-1))[1]))

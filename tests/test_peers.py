@@ -22,7 +22,8 @@ What our numbers are checked against, all in all:
 
 Without a package its tests are skipped. `pip install -c constraints.txt -e '.[peers]'` brings all but two:
 torchsort is compiled (`pip install setuptools wheel`, then `pip install --no-build-isolation torchsort`, with
-no nvcc on the PATH or else all of CUDA), and softtorch asks for Python 3.12.
+no nvcc on the PATH or else all of CUDA), and softtorch asks for Python 3.12 (on 3.11 `pip install -c
+constraints.txt --ignore-requires-python softtorch`).
 
 There is no public package of `lapsum`, `gaussian`, `cauchy`, `dftopk`, `sigmoid`, `n3`, and of `softmax`
 none but its special case. fast-soft-sort is not used: its KL gradient is wrong.

@@ -112,6 +112,19 @@ def test_a_replicates_truth_does_not_depend_on_the_others():
     torch.testing.assert_close(own.blocks, truth.blocks[:, 1:2])
 
 
+def test_a_truth_does_not_depend_on_the_threads():
+    task, teacher, W, normals, _ = setting(error=1.0)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(true_gradient(task, W, teacher, normals.child("threads"), 0.1, rows=2000).blocks)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("rows", [100, 1000])
 def test_a_truth_draws_no_more_rows_than_it_may(rows):
     task, teacher, W, normals, _ = setting(error=1.0)

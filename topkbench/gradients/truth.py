@@ -6,9 +6,11 @@ gradients over fresh rows, streamed until it is known as well as was asked for. 
 bias is then not reported.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from topkbench.methods import Oracle
 from topkbench.randomness import Normals
 from topkbench.step import gradient
-from topkbench.tasks import KnownExpectation, KnownInputs, Task, Teacher
+from topkbench.tasks import Batch, KnownExpectation, KnownInputs, Task, Teacher
 
 BLOCKS = 10
 NEAR = 0.2  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
@@ -141,9 +143,29 @@ def _estimates(
     task: Task, W: Tensor, teacher: Teacher, others: Mapping[str, Tensor], draws: Normals, rows: int
 ) -> Iterator[Tensor]:
     """The gradient of each block, from so many fresh rows."""
-    for _ in range(BLOCKS):
-        batch = dataclasses.replace(task.sample(teacher, draws, rows), learned=others)
-        yield gradient(Oracle(NEAR), task, W, batch, draws)[1]
+
+    def one(batch: Batch) -> Tensor:
+        return gradient(Oracle(NEAR), task, W, batch, draws)[1]
+
+    with _side_by_side(W.device) as (each_of, count):
+        for first in range(0, BLOCKS, count):
+            # Drawn one after the other: who draws first must not depend on the threads.
+            some = [task.sample(teacher, draws, rows) for _ in range(first, min(first + count, BLOCKS))]
+            yield from each_of(one, [dataclasses.replace(batch, learned=others) for batch in some])
+
+
+@contextlib.contextmanager
+def _side_by_side(device: torch.device) -> Iterator[tuple[Callable[..., Iterator[Tensor]], int]]:
+    """A `map` in threads of one core each, and how many: operations here are too small to share."""
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    if count == 1:
+        yield map, 1
+        return
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads.map, count
+    finally:
+        torch.set_num_threads(count)  # what a thread sets is what the next ones start with
 
 
 def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Methods: how a gradient reaches W. Imports operators, no task."""
 
 from topkbench.methods._contract import Inputs, Method, Step
+from topkbench.methods.antithetic_gates import ARMS
 from topkbench.methods.bernoulli_gates import REBAR, DisARM
 from topkbench.methods.gapped import GappedStraightThrough
 from topkbench.methods.gumbel_rao import GumbelRao
@@ -11,6 +12,7 @@ from topkbench.methods.oracle import Oracle
 from topkbench.methods.perturbed import Perturbed
 from topkbench.methods.perturbed_score import PerturbedScore
 from topkbench.methods.poisson import PoissonStraightThrough
+from topkbench.methods.relax import RELAX
 from topkbench.methods.relaxed import Relaxed
 from topkbench.methods.score_function import ScoreFunction
 from topkbench.methods.soft_gates import HardConcrete, StochasticGates
@@ -23,8 +25,10 @@ from topkbench.methods.unordered_set import UnorderedSet
 from topkbench.methods.without_replacement import ScoreFunctionWithoutReplacement
 
 __all__ = [
+    "ARMS",
     "L2X",
     "REBAR",
+    "RELAX",
     "AdaptiveIMLE",
     "BlackBox",
     "DisARM",
