@@ -234,6 +234,14 @@ def test_what_is_typed_wrong_gets_one_line_and_leaves_nothing(tmp_path, argument
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_fails_on_the_way_gets_its_line_too(tmp_path):
+    done = typed(tmp_path, "+method=sinkhorn", "task=gate", "n=3000", "d=2", "log.test_rows=1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("topkbench: ValueError: 41 matrices n x n of scores ")
+    assert "Error executing" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_traceback_is_there_for_those_who_ask(tmp_path):
     import os
 

@@ -63,7 +63,10 @@ def _guarded(part: Callable[[], int | None]) -> int:
 def _run(config: DictConfig) -> None:
     choices = dict(HydraConfig.get().runtime.choices)
     if HydraConfig.get().mode == RunMode.RUN:
-        path = _train(plain(config), choices, Path(config.results))
+        try:
+            path = _train(plain(config), choices, Path(config.results))
+        except Exception as error:
+            raise SystemExit(line(error)) from error  # or Hydra puts a line of its own before it
 
         from topkbench.records import load
         from topkbench.report import report  # the plotting packages: training is over

@@ -70,15 +70,15 @@ class Kernel(Protocol):
         """The first t to try."""
 
 
-def centred(scores: Tensor, k: int | Tensor, *, moving: bool = False) -> tuple[Tensor, Tensor]:
+def centred(scores: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
     """The scores less the point halfway between the k-th and the (k+1)-th, and half the gap of the two.
 
     Where k = n the k-th stands for both. The two come out as the same number with opposite signs, to the
     last bit, however large the scores. A row whose k-th score is infinite keeps its order. The point in the
-    middle is held constant unless it is `moving`.
+    middle is held constant.
     """
-    n, source = scores.shape[-1], scores if moving else scores.detach()
-    ranked = top_values(source, min(largest(k, n) + 1, n))
+    n = scores.shape[-1]
+    ranked = top_values(scores.detach(), min(largest(k, n) + 1, n))
     after = min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
     kth, following = at_rank(ranked, k), at_rank(ranked, after)
     bound = torch.finfo(scores.dtype).max ** 0.5  # over a low temperature it is still finite

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 LONG = 4096  # shorter rows are not worth the detour, nor are rows of which many are taken
@@ -44,8 +44,8 @@ def top_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows
     return torch.cat([found, scores[..., size * blocks :]], -1).topk(k, dim=-1).values
 
 
-def at_rank(ranked: Float[Tensor, "*rows m"], k: int | Int[Tensor, "*ks"]) -> Float[Tensor, "*out 1"]:
-    """The k-th of descending values; a tensor k, which may have more rows than they, gives each its own."""
+def at_rank(ranked: Shaped[Tensor, "*rows m"], k: int | Int[Tensor, "*ks"]) -> Shaped[Tensor, "*out 1"]:
+    """The k-th of what is ranked; a tensor k, which may have more rows than that, gives each its own."""
     if isinstance(k, int):
         return ranked[..., k - 1 : k]
     shape = torch.broadcast_shapes(k.shape, ranked.shape[:-1])

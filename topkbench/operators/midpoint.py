@@ -5,12 +5,15 @@
 At a high temperature the mask goes to 1/2 everywhere: its sum leaks towards n / 2.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature, operator
+from topkbench.operators._contract import Temperature, largest, operator
 from topkbench.operators._threshold import centred
+from topkbench.operators._top import at_rank, top_indices
 
 
 @operator(
@@ -46,7 +49,7 @@ def sigmoid(
 
     Source: common practice; Zhu et al. 2025 (see `dftopk`) with its threshold detached.
     """
-    return _about_midpoint(scores, k, temperature, moving=False)
+    return _sigmoid(centred(scores, k)[0], k, temperature)
 
 
 @operator(
@@ -82,11 +85,38 @@ def dftopk(
     Source: Zhu, Zhang, Wang et al. 2025, "Differentiable Fast Top-K Selection for Large-Scale
     Recommendation". Differs: all ones where k = n, and there is no (k+1)-th score.
     """
-    return _about_midpoint(scores, k, temperature, moving=True)
+    u, _ = centred(scores.detach(), k)
+    n = scores.shape[-1]
+    ranked = top_indices(scores.detach(), min(largest(k, n) + 1, n), ranked=True)
+    after = min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
+    middle = torch.cat([at_rank(ranked, k), at_rank(ranked, after)], -1)
+    return _sigmoid(_Moving.apply(scores.expand(u.shape), u, middle), k, temperature)
 
 
-def _about_midpoint(scores: Tensor, k: int | Tensor, temperature: Temperature, *, moving: bool) -> Tensor:
-    u, _ = centred(scores, k, moving=moving)
-    bound = torch.finfo(scores.dtype).max ** 0.5  # an infinite score has no derivative in the temperature
-    everything = torch.as_tensor(k == scores.shape[-1], device=scores.device).unsqueeze(-1)
+class _Moving(torch.autograd.Function):
+    """u, which is scores less the middle of two of them, with the gradient of that."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, u: Tensor, middle: Tensor) -> Tensor:  # noqa: ARG004
+        return u.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        scores, _, middle = inputs
+        # As `centred` has it, an infinite score is a bound, which does not move.
+        moves = scores.gather(-1, middle).abs() <= torch.finfo(scores.dtype).max ** 0.5
+        ctx.save_for_backward(middle, moves.to(scores.dtype) / 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        middle, share = ctx.saved_tensors
+        # Autograd's own way, zeros to scatter into and to add, comes out wrong in torch 2.13's Inductor.
+        return grad.scatter_add(-1, middle, -share * grad.sum(-1, keepdim=True)), None, None
+
+
+def _sigmoid(u: Tensor, k: int | Tensor, temperature: Temperature) -> Tensor:
+    bound = torch.finfo(u.dtype).max ** 0.5  # an infinite score has no derivative in the temperature
+    everything = torch.as_tensor(k == u.shape[-1], device=u.device).unsqueeze(-1)
     return (u.clamp(-bound, bound) / temperature).masked_fill(everything, torch.inf).sigmoid()
