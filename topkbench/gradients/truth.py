@@ -26,7 +26,7 @@ from topkbench.tasks import Batch, KnownExpectation, KnownInputs, Task, Teacher
 BLOCKS = 10
 NEAR = 0.2  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
 ROUND = 2048  # rows of one block in one round
-TOGETHER = 16  # replicates whose ties are in memory together
+TOGETHER = 16  # replicates whose ties are in memory together, in all threads
 ROWS = 1 << 20  # of a replicate: 4 times as many halve the error
 
 
@@ -120,7 +120,7 @@ def true_gradient(
         range(math.ceil(rows / (BLOCKS * at_once))), "truth", leave=False, delay=2, disable=not progress
     )
     for done in rounds:
-        for some in active.split(TOGETHER):
+        for some in active.split(max(1, TOGETHER // _threads(W.device))):
             planted, learned = ({name: part[some] for name, part in own.items()} for own in (teacher, others))
             draws = _draws(normals, some, done)
             for b, fresh in enumerate(_estimates(task, W[some], planted, learned, draws, at_once)):
@@ -147,25 +147,31 @@ def _estimates(
     def one(batch: Batch) -> Tensor:
         return gradient(Oracle(NEAR), task, W, batch, draws)[1]
 
-    with _side_by_side(W.device) as (each_of, count):
+    count = _threads(W.device)
+    with _side_by_side(count) as each_of:
         for first in range(0, BLOCKS, count):
             # Drawn one after the other: who draws first must not depend on the threads.
             some = [task.sample(teacher, draws, rows) for _ in range(first, min(first + count, BLOCKS))]
             yield from each_of(one, [dataclasses.replace(batch, learned=others) for batch in some])
 
 
+def _threads(device: torch.device) -> int:
+    """How many blocks are worked on at a time."""
+    return min(BLOCKS, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
 @contextlib.contextmanager
-def _side_by_side(device: torch.device) -> Iterator[tuple[Callable[..., Iterator[Tensor]], int]]:
-    """A `map` in threads of one core each, and how many: operations here are too small to share."""
-    count = torch.get_num_threads() if device.type == "cpu" else 1
+def _side_by_side(count: int) -> Iterator[Callable[..., Iterator[Tensor]]]:
+    """A `map` in threads of one core each: operations here are too small to share."""
     if count == 1:
-        yield map, 1
+        yield map
         return
+    before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            yield threads.map, count
+            yield threads.map
     finally:
-        torch.set_num_threads(count)  # what a thread sets is what the next ones start with
+        torch.set_num_threads(before)  # what a thread sets is what the next ones start with
 
 
 def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:

@@ -39,13 +39,12 @@ def hard_mask(scores: Float[Tensor, "*rows n"], k: int | Tensor) -> Float[Tensor
 def kept(scores: Tensor, k: int | Tensor) -> Tensor:
     """`hard_mask` unchecked: a tensor k may have more rows than the scores."""
     scores = scores.detach()
-    if isinstance(k, int):
+    # Not where it is compiled: torch 2.13's Inductor may read the zeros before the ones are in them.
+    if isinstance(k, int) and not torch.compiler.is_compiling():
         index = scores.topk(k, dim=-1).indices
         return torch.zeros_like(scores).scatter(-1, index, 1.0)
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    taken = (torch.arange(scores.shape[-1], device=scores.device) < k.unsqueeze(-1)).to(scores.dtype)
-    order = order.expand(torch.broadcast_shapes(order.shape, taken.shape))
-    return torch.zeros_like(order, dtype=scores.dtype).scatter(-1, order, taken.expand(order.shape))
+    place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return (place < (k if isinstance(k, int) else k.unsqueeze(-1))).to(scores.dtype)
 
 
 def straight_through(hard: Float[Tensor, "*part"], soft: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
@@ -62,5 +61,5 @@ def hard_selection(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*
     check(scores, k)
     check_size(k * scores.numel(), scores, "a selection")
     index = scores.detach().topk(k, dim=-1).indices
-    rows = torch.zeros((*index.shape, scores.shape[-1]), dtype=scores.dtype, device=scores.device)
-    return rows.scatter(-1, index.unsqueeze(-1), 1.0)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    return (index.unsqueeze(-1) == places).to(scores.dtype)
