@@ -79,8 +79,16 @@ def centred(scores: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
     """
     n = scores.shape[-1]
     ranked = top_values(scores.detach(), min(largest(k, n) + 1, n))
-    after = min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
-    kth, following = at_rank(ranked, k), at_rank(ranked, after)
+    return about_middle(scores, at_rank(ranked, k), at_rank(ranked, next_rank(k, n)))
+
+
+def next_rank(k: int | Tensor, n: int) -> int | Tensor:
+    """The rank after the k-th, or n where there is none."""
+    return min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
+
+
+def about_middle(scores: Tensor, kth: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """What `centred` gives, from the k-th and the next score, `(..., 1)` each."""
     bound = torch.finfo(scores.dtype).max ** 0.5  # over a low temperature it is still finite
     kth, following = kth.clamp(-bound, bound), following.clamp(-bound, bound)
     half = (kth - following) / 2

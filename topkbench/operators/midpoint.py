@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, largest, operator
-from topkbench.operators._threshold import centred
+from topkbench.operators._threshold import about_middle, centred, next_rank
 from topkbench.operators._top import at_rank, top_indices
 
 
@@ -85,11 +85,10 @@ def dftopk(
     Source: Zhu, Zhang, Wang et al. 2025, "Differentiable Fast Top-K Selection for Large-Scale
     Recommendation". Differs: all ones where k = n, and there is no (k+1)-th score.
     """
-    u, _ = centred(scores.detach(), k)
-    n = scores.shape[-1]
-    ranked = top_indices(scores.detach(), min(largest(k, n) + 1, n), ranked=True)
-    after = min(k + 1, n) if isinstance(k, int) else (k + 1).clamp(max=n)
-    middle = torch.cat([at_rank(ranked, k), at_rank(ranked, after)], -1)
+    known, n = scores.detach(), scores.shape[-1]
+    ranked = top_indices(known, min(largest(k, n) + 1, n), ranked=True)
+    middle = torch.cat([at_rank(ranked, k), at_rank(ranked, next_rank(k, n))], -1)
+    u, _ = about_middle(known, *known.expand(*middle.shape[:-1], n).gather(-1, middle).split(1, -1))
     return _sigmoid(_Moving.apply(scores.expand(u.shape), u, middle), k, temperature)
 
 
