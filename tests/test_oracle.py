@@ -174,7 +174,7 @@ def test_pieces_do_not_change_the_flux(monkeypatch):
     teacher, W, normals = ends(task)
     batch = task.sample(teacher, normals, 40)
     whole = gradient(Oracle(), task, W, batch, normals)[1]
-    monkeypatch.setattr("topkbench.methods._flux.PIECE", 100)
+    monkeypatch.setattr("topkbench.methods._ties.PIECE", 100)
     torch.testing.assert_close(gradient(Oracle(), task, W, batch, normals)[1], whole)
 
 
@@ -185,7 +185,7 @@ def test_ranks_that_are_left_out_do_not_tie(near, monkeypatch):
     batch = task.sample(teacher, normals, 300)
     found = gradient(Oracle(near), task, W, batch, normals)[1]
     everyone = torch.triu_indices(24, 24, 1)
-    monkeypatch.setattr("topkbench.methods._flux._ranks", lambda _: everyone)
+    monkeypatch.setattr("topkbench.methods._ties._ranks", lambda _: everyone)
     torch.testing.assert_close(gradient(Oracle(near), task, W, batch, normals)[1], found)
 
 

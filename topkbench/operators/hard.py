@@ -41,7 +41,7 @@ def kept(scores: Tensor, k: int | Tensor) -> Tensor:
     scores = scores.detach()
     # Not where it is compiled: torch 2.13's Inductor may read the zeros before the ones are in them.
     if isinstance(k, int) and not torch.compiler.is_compiling():
-        index = scores.topk(k, dim=-1).indices
+        index = scores.topk(k, dim=-1, sorted=False).indices
         return torch.zeros_like(scores).scatter(-1, index, 1.0)
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (place < (k if isinstance(k, int) else k.unsqueeze(-1))).to(scores.dtype)
