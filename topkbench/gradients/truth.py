@@ -6,11 +6,9 @@ gradients over fresh rows, streamed until it is known as well as was asked for. 
 bias is then not reported.
 """
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +20,7 @@ from topkbench.methods import Oracle
 from topkbench.randomness import Normals
 from topkbench.step import gradient
 from topkbench.tasks import Batch, KnownExpectation, KnownInputs, Task, Teacher
+from topkbench.threads import side_by_side, threads
 
 BLOCKS = 10
 NEAR = 0.2  # what the oracle looks at: about the least time for a precision (see the script gradient_cost.py)
@@ -120,7 +119,7 @@ def true_gradient(
         range(math.ceil(rows / (BLOCKS * at_once))), "truth", leave=False, delay=2, disable=not progress
     )
     for done in rounds:
-        for some in active.split(max(1, TOGETHER // _threads(W.device))):
+        for some in active.split(max(1, TOGETHER // threads(W.device, BLOCKS))):
             planted, learned = ({name: part[some] for name, part in own.items()} for own in (teacher, others))
             draws = _draws(normals, some, done)
             for b, fresh in enumerate(_estimates(task, W[some], planted, learned, draws, at_once)):
@@ -147,31 +146,10 @@ def _estimates(
     def one(batch: Batch) -> Tensor:
         return gradient(Oracle(NEAR), task, W, batch, draws)[1]
 
-    count = _threads(W.device)
-    with _side_by_side(count) as each_of:
-        for first in range(0, BLOCKS, count):
-            # Drawn one after the other: who draws first must not depend on the threads.
-            some = [task.sample(teacher, draws, rows) for _ in range(first, min(first + count, BLOCKS))]
-            yield from each_of(one, [dataclasses.replace(batch, learned=others) for batch in some])
-
-
-def _threads(device: torch.device) -> int:
-    """How many blocks are worked on at a time."""
-    return min(BLOCKS, torch.get_num_threads()) if device.type == "cpu" else 1
-
-
-@contextlib.contextmanager
-def _side_by_side(count: int) -> Iterator[Callable[..., Iterator[Tensor]]]:
-    """A `map` in threads of one core each: operations here are too small to share."""
-    if count == 1:
-        yield map
-        return
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            yield threads.map
-    finally:
-        torch.set_num_threads(before)  # what a thread sets is what the next ones start with
+    # Drawn one after the other, while others are worked on: who draws first must not depend on the threads.
+    drawn = (dataclasses.replace(task.sample(teacher, draws, rows), learned=others) for _ in range(BLOCKS))
+    with side_by_side(threads(W.device, BLOCKS)) as each_of:
+        yield from each_of(one, drawn)
 
 
 def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:

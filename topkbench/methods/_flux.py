@@ -28,42 +28,44 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from topkbench.methods._contract import Step
-from topkbench.methods._ties import Pairs, Ties
+from topkbench.methods._ties import Pairs, Ties, Where
+from topkbench.threads import keep_freed_memory, side_by_side, threads
 
 
-def flux(step: Step, near: float = math.inf) -> Float[Tensor, "R B"]:
-    """A surrogate per row whose gradient with respect to W is the row's flux; its value means nothing.
+def flux(step: Step, near: float = math.inf) -> Float[Tensor, " R"]:
+    """A surrogate whose gradient with respect to W is the batch's flux, a mean over rows; its value is 0.
 
     Args:
         step: With `inputs`; its W carries the gradient. Rows of W that coincide give NaN.
         near: How far from x a tie is looked for, > 0.
     """
-    replicates, rows, n = step.scores.shape
-    total = step.scores.new_zeros(replicates * rows)
-    if n < 2 or step.k == n:
-        return total.view(replicates, rows)
     W = step.W.detach()
-    W = W - W.mean(1, keepdim=True)  # only differences of rows matter; a common part costs digits
+    replicates, rows, n = step.scores.shape
+    if n < 2 or step.k == n:
+        return W.new_zeros(replicates)
+    keep_freed_memory()
     pairs = Pairs(W, near)
-    for some, ties in pairs.ties(step.x @ W.mT, step.k):
+    blocks, find = pairs.search(step.x, step.k)
+
+    def part(where: Where) -> Float[Tensor, "some n d"]:
         with torch.no_grad():
-            push = _push(step, ties, some, near)
-        difference = _rows_of(step.W, ties.replicate, ties.i) - _rows_of(step.W, ties.replicate, ties.j)
-        total = total.index_add(0, ties.replicate * rows + ties.row, (difference * push).sum(-1))
-    return total.view(replicates, rows) + (pairs.undefined * step.W.sum((1, 2)))[:, None]
+            return _push(step, find(where), where[0], near)
+
+    total = W * pairs.undefined[:, None, None]
+    with side_by_side(threads(W.device, len(blocks))) as each_of:
+        for (some, _), push in zip(blocks, each_of(part, blocks), strict=True):
+            total[some] += push
+    # Less its value, which is what W would make of it.
+    value = (step.W * (total / rows)).sum((1, 2))
+    return value - value.detach()
 
 
-def _push(step: Step, ties: Ties, some: slice, near: float) -> Float[Tensor, "T d"]:
-    """What each tie adds to row i of the gradient, and takes from row j."""
+def _push(step: Step, ties: Ties, some: slice, near: float) -> Float[Tensor, "some n d"]:
+    """What all ties together add to the gradient."""
     assert step.inputs is not None
-    count = some.stop - some.start
-    difference = _rows_of(step.W, ties.replicate, ties.i) - _rows_of(step.W, ties.replicate, ties.j)
-    length = difference.norm(dim=-1)
-    direction = difference / length[:, None]
-    here = _rows_of(step.x, ties.replicate, ties.row)
-    x = here - direction * (here * direction).sum(-1, keepdim=True)
-
-    place, most = _places(ties.replicate - some.start, count)
+    count, n = some.stop - some.start, step.W.shape[1]
+    replicate = ties.replicate - some.start
+    place, most = _places(replicate, count)
 
     def beside(values: Tensor) -> Tensor:
         """Replicates beside each other, a replicate's ties below each other."""
@@ -72,15 +74,18 @@ def _push(step: Step, ties: Ties, some: slice, near: float) -> Float[Tensor, "T 
         padded = values.new_zeros(count * most, *values.shape[1:]).index_copy_(0, place, values)
         return padded.view(count, most, *values.shape[1:])
 
-    row, x_beside, direction = (beside(each) for each in (ties.row, x, direction))
-    loss = step.inputs.elsewhere(some, row, x_beside)
+    row, x, direction = (beside(each) for each in (ties.row, ties.x, ties.direction))
+    loss = step.inputs.elsewhere(some, row, x)
     i, j, mask = ties.i[:, None], ties.j[:, None], ties.above  # one mask for both: it is the largest tensor
     with_i = loss(beside(mask.scatter_(-1, i, 1)))
     with_j = loss(beside(mask.scatter_(-1, i, 0).scatter_(-1, j, 1)))
-    weight = (with_i - with_j) * step.inputs.line_density(x_beside, direction)
+    weight = (with_i - with_j) * step.inputs.line_density(x, direction)
     if near < math.inf:
-        weight /= step.inputs.line_mass(x_beside, direction, near)
-    return x * (weight.flatten().index_select(0, place) / length)[:, None]
+        weight /= step.inputs.line_mass(x, direction, near)
+    push = ties.x * (weight.flatten().index_select(0, place) / ties.length)[:, None]
+    total = push.new_zeros(count * n, push.shape[1])
+    total.index_add_(0, replicate * n + ties.i, push).index_add_(0, replicate * n + ties.j, push, alpha=-1)
+    return total.view(count, n, -1)
 
 
 def _places(replicate: Int[Tensor, " T"], count: int) -> tuple[Int[Tensor, " T"], int]:
@@ -89,10 +94,3 @@ def _places(replicate: Int[Tensor, " T"], count: int) -> tuple[Int[Tensor, " T"]
     most = int(widths.amax())
     first = widths.cumsum(0) - widths
     return torch.arange(len(replicate), device=replicate.device) + (most * replicate - first[replicate]), most
-
-
-def _rows_of(
-    matrix: Float[Tensor, "R m d"], replicate: Int[Tensor, " T"], row: Int[Tensor, " T"]
-) -> Float[Tensor, "T d"]:
-    """A row of a replicate's matrix each."""
-    return matrix.flatten(0, 1).index_select(0, replicate * matrix.shape[1] + row)

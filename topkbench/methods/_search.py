@@ -4,6 +4,7 @@ A row has few pairs to look at, and which they are differs from row to row; a pa
 any of them needs, and writes down what it finds each time. Row by row it takes a tenth of the time, on a CPU.
 """
 
+import math
 from typing import Any, no_type_check
 
 import numpy as np
@@ -17,24 +18,24 @@ def search(
     gram: Any,
     squared: Any,
     slope: Any,
-    reach: Any,
     limit: Any,
     most: Any,
+    W: Any,
+    x: Any,
     k: int,
 ) -> Any:
-    """Replicate, row, i and j of each tie, `(4, T)`, and who scores more than the two, 1 or 0: `(T, n)`.
+    """All ties: replicate, row, i and j `(4, T)`, and the other parts of `_ties.Ties`.
 
-    Args: as `_flux` has them: scores `(R, B, n)`, tables `(R, n, n)`, most `(R,)`.
+    Args: as `_ties.Pairs` has them.
     """
     replicates, rows, n = scores.shape
     count = 0
-    found = np.empty((4, rows), np.int64)
-    above = np.empty((rows, n), scores.dtype)
+    found, by = np.empty((4, rows), np.int64), np.empty(rows, scores.dtype)
     moved, level, who = np.empty(n, scores.dtype), np.empty(n, scores.dtype), np.empty(n, np.int64)
     for r in range(replicates):
+        reach = _reach(gram[r], squared[r])
         for row in range(rows):
-            q = scores[r, row]
-            first, end = _rank(q, k, 2 * most[r], level, who)
+            first, end = _rank(scores[r, row], k, 2 * most[r], level, who)
             for a in range(first, end - 1):
                 i = who[a]
                 for b in range(a + 1, end):
@@ -42,25 +43,55 @@ def search(
                     if not far < limit[r, i, j]:
                         continue
                     tie = level[a] - far * slope[r, i, j]
-                    move = far * reach[r, i, j]
+                    move = far * reach[i, j]
                     # The k-th of the others must be able to come below, and the one before to be above.
                     if k <= n - 2 and level[_without(a, b, k - 1)] > tie + move:
                         continue
                     if k >= 2 and level[_without(a, b, k - 2)] < tie - move:
                         continue
-                    _move(q, gram[r, i], gram[r, j], far / squared[r, i, j], moved)
-                    tie = moved[i]
-                    moved[i] = moved[j] = -np.inf
-                    if _count(moved, tie) != k - 1:
+                    part = far / squared[r, i, j]
+                    _move(scores[r, row], gram[r, i], gram[r, j], part, moved)
+                    if _count(moved, i, j) != k - 1:
                         continue
-                    if count == len(above):
+                    if count == len(by):
                         found = np.concatenate((found, np.empty_like(found)), 1)
-                        above = np.concatenate((above, np.empty_like(above)), 0)
+                        by = np.concatenate((by, np.empty_like(by)), 0)
                     found[0, count], found[1, count], found[2, count], found[3, count] = r, row, i, j
-                    for each in range(n):
-                        above[count, each] = moved[each] > tie
+                    by[count] = part
                     count += 1
-    return found[:, :count], above[:count]
+    # Once more for those that tie: several times as fast as room for large arrays that grows.
+    above = np.empty((count, n), scores.dtype)
+    there, direction = np.empty((count, x.shape[2]), x.dtype), np.empty((count, x.shape[2]), x.dtype)
+    length = np.empty(count, x.dtype)
+    for tie in range(count):
+        r, row, i, j = found[0, tie], found[1, tie], found[2, tie], found[3, tie]
+        _move(scores[r, row], gram[r, i], gram[r, j], by[tie], moved)
+        _count(moved, i, j)
+        above[tie] = moved
+        _move(x[r, row], W[r, i], W[r, j], by[tie], there[tie])
+        length[tie] = math.sqrt(squared[r, i, j])
+        for each in range(x.shape[2]):
+            direction[tie, each] = (W[r, i, each] - W[r, j, each]) / length[tie]
+    return found[:, :count], above, there, direction, length
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _reach(gram: Any, squared: Any) -> Any:
+    """How far any other score moves, over |q_i - q_j|."""
+    n = len(gram)
+    reach = np.zeros((n, n), gram.dtype)
+    apart = np.empty(n, gram.dtype)
+    for i in range(n):
+        for j in range(i):
+            for each in range(n):
+                apart[each] = abs(gram[i, each] - gram[j, each])
+            apart[i] = apart[j] = 0
+            most = apart[0]
+            for each in range(n):
+                most = max(most, apart[each])
+            reach[i, j] = reach[j, i] = most / squared[i, j]
+    return reach
 
 
 @njit(nogil=True, cache=True)
@@ -97,18 +128,22 @@ def _rank(scores: Any, k: int, most: Any, level: Any, who: Any) -> Any:
 @njit(nogil=True, cache=True)
 @no_type_check
 def _move(q: Any, of_i: Any, of_j: Any, by: Any, moved: Any) -> None:
-    """The scores where i and j tie."""
+    """What is where i and j tie, of scores or of x: `q - by (of_i - of_j)`."""
     for each in range(len(q)):
         moved[each] = q[each] - (of_i[each] - of_j[each]) * by
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _count(moved: Any, tie: Any) -> int:
-    """How many score more."""
+def _count(moved: Any, i: int, j: int) -> int:
+    """How many others score more than i and j; leaves 1 for them, and 0 for all else."""
+    tie = moved[i]
+    moved[i] = moved[j] = -np.inf
     more = np.int32(0)
     for each in range(len(moved)):
         more += np.int32(moved[each] > tie)
+    for each in range(len(moved)):
+        moved[each] = moved[each] > tie
     return more
 
 

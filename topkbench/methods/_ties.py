@@ -7,7 +7,7 @@ by row, by `_search`, which Numba compiles: on a CPU, where it is installed.
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PIECE = 1 << 18  # numbers in the largest tensor of a pass over pairs: they stay in the cache
-EACH = 8.0  # ties of a row, about, of which the masks are such a tensor
+MASKS = 1 << 20  # in the masks of a block of ties
+EACH = 32  # ties of a row, about; fewer where only near ones count
+
+
+Where = tuple[slice, slice]  # some replicates, and some of their rows
 
 
 class Ties(NamedTuple):
@@ -26,6 +30,9 @@ class Ties(NamedTuple):
     i: Int[Tensor, " T"]
     j: Int[Tensor, " T"]
     above: Float[Tensor, "T n"]  # 1 for who scores more
+    x: Float[Tensor, "T d"]  # where they tie
+    direction: Float[Tensor, "T d"]  # from j to i in W, of length 1
+    length: Float[Tensor, " T"]  # |w_i - w_j|
 
 
 class _Block(NamedTuple):
@@ -43,49 +50,72 @@ class Pairs:
     """What of W `(R, n, d)` its pairs of rows need: tables `(R, n, n)`."""
 
     def __init__(self, W: Float[Tensor, "R n d"], near: float) -> None:
-        self.near, self.gram = near, W @ W.mT
+        W = W - W.mean(1, keepdim=True)  # only differences of rows matter; a common part costs digits
+        self.W, self.near, self.gram = W, near, W @ W.mT
         self.squared = torch.cdist(W, W, compute_mode="donot_use_mm_for_euclid_dist").square()
         apart = self.squared + torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
         self.undefined = torch.where(apart.amin((1, 2)) > 0, 0.0, torch.nan)
         self.slope = (self.gram.diagonal(dim1=1, dim2=2)[:, :, None] - self.gram) / apart
-        self.reach = _reach(self.gram) / apart  # how far any other score moves, over |q_i - q_j|
         self.limit = near * self.squared.sqrt()
         # No score moves further than this, be it of the pair or not.
         self.most = near * W.norm(dim=-1).amax(-1)[:, None, None]
 
-    def ties(self, scores: Float[Tensor, "R B n"], k: int) -> Iterator[tuple[slice, Ties]]:
-        """All that tie, in blocks: of which replicates, and what."""
-        search = _compiled() if scores.device.type == "cpu" else None
-        return self._in_passes(scores, k) if search is None else self._row_by_row(search, scores, k)
+    @functools.cached_property
+    def reach(self) -> Float[Tensor, "R n n"]:
+        """How far any other score moves, over |q_i - q_j|."""
+        return _reach(self.gram) / self.squared
 
-    def _row_by_row(
-        self, search: Callable[..., Any], scores: Float[Tensor, "R B n"], k: int
-    ) -> Iterator[tuple[slice, Ties]]:
-        tables = (self.gram, self.squared, self.slope, self.reach, self.limit, self.most.flatten())
-        for some, part in _blocks(scores, EACH):
-            block = (scores[some, part], *(table[some] for table in tables))
-            found, above = search(*(each.contiguous().numpy() for each in block), k)
+    def search(self, x: Float[Tensor, "R B d"], k: int) -> tuple[list[Where], Callable[[Where], Ties]]:
+        """Blocks of rows, and what finds all that tie in one of them; it may do so in several threads."""
+        scores = x @ self.W.mT
+        compiled = _compiled() if x.device.type == "cpu" else None
+        return self._in_passes(x, scores, k) if compiled is None else self._by_row(compiled, x, scores, k)
+
+    def _by_row(
+        self, compiled: Callable[..., Any], x: Float[Tensor, "R B d"], scores: Float[Tensor, "R B n"], k: int
+    ) -> tuple[list[Where], Callable[[Where], Ties]]:
+        tables = (self.gram, self.squared, self.slope, self.limit, self.most.flatten(), self.W)
+
+        def find(where: Where) -> Ties:
+            some, part = where
+            block = (scores[where], *(table[some] for table in tables), x[where])
+            found, *numbers = compiled(*(each.contiguous().numpy() for each in block), k)
             replicate, row, i, j = torch.from_numpy(found)
-            ties = Ties(replicate + some.start, row + part.start, i, j, torch.from_numpy(above))
-            yield some, ties
+            return Ties(replicate + some.start, row + part.start, i, j, *map(torch.from_numpy, numbers))
 
-    def _in_passes(self, scores: Float[Tensor, "R B n"], k: int) -> Iterator[tuple[slice, Ties]]:
+        each = EACH * math.erf(self.near / math.sqrt(2)) * scores.shape[-1]
+        return _blocks(scores, MASKS, each), find
+
+    def _in_passes(
+        self, x: Float[Tensor, "R B d"], scores: Float[Tensor, "R B n"], k: int
+    ) -> tuple[list[Where], Callable[[Where], Ties]]:
         ranked, order = scores.sort(-1, descending=True)
         window = self._window(ranked, k)
         # Rows in the order of how many ranks are in it, so that few pairs do for a block of them.
         alike = (window * torch.arange(scores.shape[-1], device=scores.device)).amax(-1).argsort(-1)
         parts = [each.take_along_dim(alike.unsqueeze(-1), 1) for each in (scores, ranked, order, window)]
-        for some, part in _blocks(scores, _ranks(window).shape[1] / scores.shape[-1]):
-            block = _Block(some.start, part.start, *(each[some, part] for each in parts))
-            ties = self._of(block, k)
-            yield some, ties._replace(row=alike[ties.replicate, ties.row])
+
+        def find(where: Where) -> Ties:
+            some, part = where
+            replicate, row, i, j, above = self._of(
+                _Block(some.start, part.start, *(p[where] for p in parts)), k
+            )
+            row = alike[replicate, row]
+            difference = rows_of(self.W, replicate, i) - rows_of(self.W, replicate, j)
+            length = difference.norm(dim=-1)
+            direction, here = difference / length[:, None], rows_of(x, replicate, row)
+            there = here - direction * (here * direction).sum(-1, keepdim=True)
+            return Ties(replicate, row, i, j, above, there, direction, length)
+
+        return _blocks(scores, PIECE, _ranks(window).shape[1]), find
 
     def _window(self, ranked: Float[Tensor, "R B n"], k: int) -> Bool[Tensor, "R B n"]:
         """Which ranks are near enough to the k-th and the next to tie there."""
         may = ranked <= ranked[..., k, None] + 2 * self.most
         return may.logical_and_(ranked >= ranked[..., k - 1, None] - 2 * self.most)
 
-    def _of(self, block: _Block, k: int) -> Ties:
+    def _of(self, block: _Block, k: int) -> list[Tensor]:
+        """The first five of `Ties`."""
         rows, n = block.scores.shape[1:]
         where, i, j = self._may_tie(block, _ranks(block.window), k)
         q, gram, squared = block.scores.reshape(-1, n), self.gram.flatten(0, 1), self.squared.flatten()
@@ -104,11 +134,11 @@ class Pairs:
             above.scatter_(1, at_one, 0).scatter_(1, at_other, 0)
             tie = (above.sum(-1) == k - 1).nonzero().squeeze(-1)
             kept.append([each.index_select(0, tie) for each in (r, w % rows + block.row, one, other, above)])
-        ties = Ties(*(torch.cat(each) for each in zip(*kept, strict=True)))
-        if len(self.gram) == 1:
+        ties = [torch.cat(each) for each in zip(*kept, strict=True)]
+        if len(self.W) == 1:
             return ties
-        order = ties.replicate.argsort(stable=True)
-        return Ties(*(each.index_select(0, order) for each in ties))
+        order = ties[0].argsort(stable=True)
+        return [each.index_select(0, order) for each in ties]
 
     def _may_tie(self, block: _Block, ranks: Int[Tensor, "2 P"], k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row, i and j of those that are not ruled out."""
@@ -146,14 +176,13 @@ def _compiled() -> Callable[..., Any] | None:
     return search
 
 
-def _blocks(scores: Float[Tensor, "R B n"], each: float) -> Iterator[tuple[slice, slice]]:
-    """Some replicates, or rows of one, that go together where each row has so many pairs."""
-    replicates, rows, n = scores.shape
-    at_once = int(PIECE / max(1, each * n))
+def _blocks(scores: Float[Tensor, "R B n"], most: int, each: float) -> list[Where]:
+    """Some replicates, or rows of one, that go together where each row has so many numbers."""
+    replicates, rows, _ = scores.shape
+    at_once = int(most / max(1, each))
     together, of_one = max(1, at_once // rows), max(1, min(rows, at_once))
-    for first in range(0, replicates, together):
-        for low in range(0, rows, of_one):
-            yield slice(first, min(first + together, replicates)), slice(low, min(low + of_one, rows))
+    some = [slice(first, min(first + together, replicates)) for first in range(0, replicates, together)]
+    return [(each, slice(low, min(low + of_one, rows))) for each in some for low in range(0, rows, of_one)]
 
 
 def _ranks(window: Bool[Tensor, "R B n"]) -> Int[Tensor, "2 P"]:
@@ -178,3 +207,10 @@ def _reach(gram: Float[Tensor, "R n n"]) -> Float[Tensor, "R n n"]:
         differences[:, :, own, own] = 0
         found.append(differences.amax(-1))
     return torch.cat(found, 1)
+
+
+def rows_of(
+    matrix: Float[Tensor, "R m d"], replicate: Int[Tensor, " T"], row: Int[Tensor, " T"]
+) -> Float[Tensor, "T d"]:
+    """A row of a replicate's matrix each."""
+    return matrix.flatten(0, 1).index_select(0, replicate * matrix.shape[1] + row)

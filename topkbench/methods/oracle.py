@@ -10,7 +10,8 @@ from torch import Tensor
 
 from topkbench.methods._contract import Step
 from topkbench.methods._flux import flux
-from topkbench.operators import About, hard_mask, hard_values
+from topkbench.operators import About, hard_values
+from topkbench.operators.hard import hard_mask_of_data
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Oracle:
             return step.loss(hard_values(step.scores, step.k))
         if step.inputs is None:
             raise ValueError("Oracle needs a task whose x has a known density, or whose mean loss is exact")
-        loss = step.of(hard_mask(step.scores, step.k))
+        loss = step.of(hard_mask_of_data(step.scores, step.k))
         if not torch.is_grad_enabled():
             return loss
-        term = flux(step, self.near)
-        return loss + (term - term.detach())
+        return loss + flux(step, self.near)[:, None]

@@ -1,10 +1,13 @@
 """The hard top-k: k ones on the k largest scores. Its mask is piecewise constant, its values are not."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import check, check_size
+
+LONG, MANY = 32, 1 << 14  # scores in a row, and in all
 
 
 def hard_values(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows k"]:
@@ -45,6 +48,30 @@ def kept(scores: Tensor, k: int | Tensor) -> Tensor:
         return torch.zeros_like(scores).scatter(-1, index, 1.0)
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (place < (k if isinstance(k, int) else k.unsqueeze(-1))).to(scores.dtype)
+
+
+def hard_mask_of_data(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows n"]:
+    """`hard_mask` where nothing is traced, mapped or compiled: targets of a task, say.
+
+    On a CPU, and where there is enough to do, by NumPy's partial sort, which is vectorised as torch's is not:
+    in a quarter to four fifths of the time.
+
+    Raises:
+        ValueError: k outside [1, n].
+    """
+    check(scores, k)
+    n = scores.shape[-1]
+    fits = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64)
+    if not fits or n < LONG or scores.numel() < MANY:
+        return kept(scores, k)
+    scores = scores.detach()
+    kth = torch.from_numpy(np.partition(scores.numpy(), n - k, -1)[..., n - k, None].copy())
+    found = scores >= kth
+    mask = found.to(scores.dtype)
+    if int(found.count_nonzero()) != scores.numel() // n * k:  # somewhere a tie for rank k, or NaN
+        wrong = found.sum(-1) != k
+        mask[wrong] = kept(scores[wrong], k)
+    return mask
 
 
 def straight_through(hard: Float[Tensor, "*part"], soft: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
+from topkbench.operators.hard import hard_mask_of_data
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher
 from topkbench.tasks.planted import Planted, half_squared_error, relative_distance
@@ -34,7 +34,7 @@ class Gate(Planted):
 
     def target(self, scores: Float[Tensor, "R B n"], teacher: Teacher) -> Tensor:
         """C where the teacher keeps a score, 0 elsewhere: `(R, B, n)`."""
-        return hard_mask(scores, self.k) * teacher["c"].unsqueeze(-2)
+        return hard_mask_of_data(scores, self.k) * teacher["c"].unsqueeze(-2)
 
     def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:  # noqa: ARG002
         """Half the squared error of the mask times c."""

@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
+from topkbench.operators.hard import hard_mask_of_data
 from topkbench.tasks._contract import Batch, Teacher
 from topkbench.tasks.planted import Planted, half_squared_error
 
@@ -24,7 +24,7 @@ class Mask(Planted):
 
     def target(self, scores: Float[Tensor, "R B n"], teacher: Teacher) -> Tensor:  # noqa: ARG002
         """The teacher's kept scores, 0 elsewhere: `(R, B, n)`."""
-        return hard_mask(scores, self.k) * scores
+        return hard_mask_of_data(scores, self.k) * scores
 
     def loss(self, part: Tensor, scores: Float[Tensor, "R B n"], batch: Batch) -> Float[Tensor, "*losses"]:
         """Half the squared error of the mask times the scores."""

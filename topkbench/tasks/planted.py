@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators import hard_mask
 from topkbench.operators._contract import Part
+from topkbench.operators.hard import hard_mask_of_data
 from topkbench.randomness import Noise
 from topkbench.tasks._contract import Batch, Teacher, check_counts, scores_of
 
@@ -112,8 +112,8 @@ class Planted(NormalInputs, ABC):
 
 def recall(k: int, matched: Float[Tensor, "R n d"], batch: Batch) -> Float[Tensor, "R B"]:
     """The share of the teacher's top k that is in the learner's, per row; W matched to the teacher."""
-    ours = hard_mask(scores_of(matched, batch.x), k)
-    theirs = hard_mask(scores_of(batch.teacher["W"], batch.x), k)
+    ours = hard_mask_of_data(scores_of(matched, batch.x), k)
+    theirs = hard_mask_of_data(scores_of(batch.teacher["W"], batch.x), k)
     return (ours * theirs).sum(-1) / k
 
 
