@@ -85,8 +85,8 @@ def named(method: Method) -> str:
 
 JOBS: tuple[tuple[Any, ...], ...] = (
     *((nearness, task(*SIZE), near) for task in (Mask, Gate) for near in (0.1, 0.2, 1.0, math.inf)),
-    *((truth, Mask(*SIZE), 0.0, error) for error in (0.05, 0.01)),
-    (truth, Gate(*SIZE), 0.0, 0.05),
+    *((truth, task(*SIZE), 0.0, error) for task in (Mask, Gate) for error in (0.05, 0.01)),
+    (truth, Mask(*SIZE), 0.5, 0.01),
     (truth, Mask(256, 32, 8), 0.0, 0.1, 8, 1 << 14),
     (truth, Gate(256, 128, 32), 0.0, 0.1, 32, 1 << 12),
     *((statistics, Values(*SIZE), Hard()), (statistics, Gate(*SIZE), Relaxed(entropic, 0.3))),

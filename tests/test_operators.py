@@ -23,6 +23,7 @@ from topkbench.operators import (
     operator,
     sparsemax,
 )
+from topkbench.operators.hard import hard_mask_of_data
 
 OPERATORS = {name: thing for name, thing in vars(topkbench.operators).items() if isinstance(thing, Operator)}
 MASK_ONLY = {name: op for name, op in OPERATORS.items() if not op.has_rows}
@@ -281,6 +282,21 @@ def test_hard_ties(k):
         assert torch.equal(rows.sum(-1), torch.ones(k))
         assert torch.equal(rows.sum(-2), mask)
         assert torch.equal(rows @ scores, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("rows", "n"), [(3, 40), (700, 31), (700, 40)])
+def test_the_hard_mask_of_data_is_the_hard_mask(rows, n, dtype):
+    """Also in rows with ties for rank k, infinite scores or NaN, among others that have none."""
+    scores = draw(2, rows, n).to(dtype)
+    scores[0, 1] = 0
+    scores[0, 2, :30] = 1.0
+    scores[1, 0, 5], scores[1, 0, 6], scores[1, 2, 7] = torch.inf, -torch.inf, torch.nan
+    for k in (1, 5, n - 1, n):
+        mask = hard_mask_of_data(scores, k)
+        assert mask.dtype == dtype
+        assert torch.equal(mask, hard_mask(scores, k))
+    assert not hard_mask_of_data(scores.requires_grad_(), 5).requires_grad
 
 
 def test_hard_masks_are_constants_for_autograd():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from topkbench.methods import Oracle
 from topkbench.randomness import Normals
 from topkbench.step import gradient
-from topkbench.tasks import Batch, KnownExpectation, KnownInputs, Task, Teacher
+from topkbench.tasks import KnownExpectation, KnownInputs, Task, Teacher
 from topkbench.threads import side_by_side, threads
 
 BLOCKS = 10
@@ -143,13 +143,13 @@ def _estimates(
 ) -> Iterator[Tensor]:
     """The gradient of each block, from so many fresh rows."""
 
-    def one(batch: Batch) -> Tensor:
-        return gradient(Oracle(NEAR), task, W, batch, draws)[1]
+    def one(block: int) -> Tensor:
+        own = draws.child(block)  # what a block draws does not depend on what others have drawn
+        batch = dataclasses.replace(task.sample(teacher, own, rows), learned=others)
+        return gradient(Oracle(NEAR), task, W, batch, own)[1]
 
-    # Drawn one after the other, while others are worked on: who draws first must not depend on the threads.
-    drawn = (dataclasses.replace(task.sample(teacher, draws, rows), learned=others) for _ in range(BLOCKS))
     with side_by_side(threads(W.device, BLOCKS)) as each_of:
-        yield from each_of(one, drawn)
+        yield from each_of(one, range(BLOCKS))
 
 
 def _exact(task: KnownExpectation, W: Tensor, teacher: Teacher, others: dict[str, Tensor]) -> Tensor:

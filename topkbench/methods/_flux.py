@@ -76,10 +76,7 @@ def _push(step: Step, ties: Ties, some: slice, near: float) -> Float[Tensor, "so
 
     row, x, direction = (beside(each) for each in (ties.row, ties.x, ties.direction))
     loss = step.inputs.elsewhere(some, row, x)
-    i, j, mask = ties.i[:, None], ties.j[:, None], ties.above  # one mask for both: it is the largest tensor
-    with_i = loss(beside(mask.scatter_(-1, i, 1)))
-    with_j = loss(beside(mask.scatter_(-1, i, 0).scatter_(-1, j, 1)))
-    weight = (with_i - with_j) * step.inputs.line_density(x, direction)
+    weight = (loss(beside(ties.with_i)) - loss(beside(ties.with_j))) * step.inputs.line_density(x, direction)
     if near < math.inf:
         weight /= step.inputs.line_mass(x, direction, near)
     push = ties.x * (weight.flatten().index_select(0, place) / ties.length)[:, None]

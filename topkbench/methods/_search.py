@@ -10,8 +10,10 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit
 
+_compiled = njit(nogil=True, cache=True, error_model="numpy")  # 0 / 0 is NaN, as everywhere else
 
-@njit(nogil=True, cache=True)
+
+@_compiled
 @no_type_check  # the tests' checks of signatures do not compile
 def search(
     scores: Any,
@@ -60,22 +62,23 @@ def search(
                     by[count] = part
                     count += 1
     # Once more for those that tie: several times as fast as room for large arrays that grows.
-    above = np.empty((count, n), scores.dtype)
+    with_i, with_j = np.empty((count, n), scores.dtype), np.empty((count, n), scores.dtype)
     there, direction = np.empty((count, x.shape[2]), x.dtype), np.empty((count, x.shape[2]), x.dtype)
     length = np.empty(count, x.dtype)
     for tie in range(count):
         r, row, i, j = found[0, tie], found[1, tie], found[2, tie], found[3, tie]
         _move(scores[r, row], gram[r, i], gram[r, j], by[tie], moved)
         _count(moved, i, j)
-        above[tie] = moved
+        with_i[tie], with_j[tie] = moved, moved
+        with_i[tie, i], with_j[tie, j] = 1, 1
         _move(x[r, row], W[r, i], W[r, j], by[tie], there[tie])
         length[tie] = math.sqrt(squared[r, i, j])
         for each in range(x.shape[2]):
             direction[tie, each] = (W[r, i, each] - W[r, j, each]) / length[tie]
-    return found[:, :count], above, there, direction, length
+    return found[:, :count], with_i, with_j, there, direction, length
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 @no_type_check
 def _reach(gram: Any, squared: Any) -> Any:
     """How far any other score moves, over |q_i - q_j|."""
@@ -94,7 +97,7 @@ def _reach(gram: Any, squared: Any) -> Any:
     return reach
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 @no_type_check
 def _rank(scores: Any, k: int, most: Any, level: Any, who: Any) -> Any:
     """Sort those near enough to the k-th and the next to tie there: their first rank and their last + 1."""
@@ -125,7 +128,7 @@ def _rank(scores: Any, k: int, most: Any, level: Any, who: Any) -> Any:
     return first, end
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 @no_type_check
 def _move(q: Any, of_i: Any, of_j: Any, by: Any, moved: Any) -> None:
     """What is where i and j tie, of scores or of x: `q - by (of_i - of_j)`."""
@@ -133,7 +136,7 @@ def _move(q: Any, of_i: Any, of_j: Any, by: Any, moved: Any) -> None:
         moved[each] = q[each] - (of_i[each] - of_j[each]) * by
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 @no_type_check
 def _count(moved: Any, i: int, j: int) -> int:
     """How many others score more than i and j; leaves 1 for them, and 0 for all else."""
@@ -147,7 +150,7 @@ def _count(moved: Any, i: int, j: int) -> int:
     return more
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 @no_type_check
 def _without(a: int, b: int, place: int) -> int:
     """The rank, counted from 0, of who is at this place among all but the ranks a < b."""

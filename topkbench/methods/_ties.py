@@ -29,7 +29,8 @@ class Ties(NamedTuple):
     row: Int[Tensor, " T"]
     i: Int[Tensor, " T"]
     j: Int[Tensor, " T"]
-    above: Float[Tensor, "T n"]  # 1 for who scores more
+    with_i: Float[Tensor, "T n"]  # the mask of who scores more, and i
+    with_j: Float[Tensor, "T n"]
     x: Float[Tensor, "T d"]  # where they tie
     direction: Float[Tensor, "T d"]  # from j to i in W, of length 1
     length: Float[Tensor, " T"]  # |w_i - w_j|
@@ -83,8 +84,8 @@ class Pairs:
             replicate, row, i, j = torch.from_numpy(found)
             return Ties(replicate + some.start, row + part.start, i, j, *map(torch.from_numpy, numbers))
 
-        each = EACH * math.erf(self.near / math.sqrt(2)) * scores.shape[-1]
-        return _blocks(scores, MASKS, each), find
+        ties = EACH * math.erf(self.near / math.sqrt(2))
+        return _blocks(scores, int(MASKS / max(1, ties * scores.shape[-1]))), find
 
     def _in_passes(
         self, x: Float[Tensor, "R B d"], scores: Float[Tensor, "R B n"], k: int
@@ -105,9 +106,10 @@ class Pairs:
             length = difference.norm(dim=-1)
             direction, here = difference / length[:, None], rows_of(x, replicate, row)
             there = here - direction * (here * direction).sum(-1, keepdim=True)
-            return Ties(replicate, row, i, j, above, there, direction, length)
+            with_i, with_j = (above.scatter(1, each[:, None], 1) for each in (i, j))
+            return Ties(replicate, row, i, j, with_i, with_j, there, direction, length)
 
-        return _blocks(scores, PIECE, _ranks(window).shape[1]), find
+        return _blocks(scores, PIECE // max(1, _ranks(window).shape[1])), find
 
     def _window(self, ranked: Float[Tensor, "R B n"], k: int) -> Bool[Tensor, "R B n"]:
         """Which ranks are near enough to the k-th and the next to tie there."""
@@ -115,7 +117,7 @@ class Pairs:
         return may.logical_and_(ranked >= ranked[..., k - 1, None] - 2 * self.most)
 
     def _of(self, block: _Block, k: int) -> list[Tensor]:
-        """The first five of `Ties`."""
+        """The first four of `Ties`, and the mask of who scores more than i and j."""
         rows, n = block.scores.shape[1:]
         where, i, j = self._may_tie(block, _ranks(block.window), k)
         q, gram, squared = block.scores.reshape(-1, n), self.gram.flatten(0, 1), self.squared.flatten()
@@ -176,10 +178,9 @@ def _compiled() -> Callable[..., Any] | None:
     return search
 
 
-def _blocks(scores: Float[Tensor, "R B n"], most: int, each: float) -> list[Where]:
-    """Some replicates, or rows of one, that go together where each row has so many numbers."""
+def _blocks(scores: Float[Tensor, "R B n"], at_once: int) -> list[Where]:
+    """So many rows at a time: of several replicates, or some of one."""
     replicates, rows, _ = scores.shape
-    at_once = int(most / max(1, each))
     together, of_one = max(1, at_once // rows), max(1, min(rows, at_once))
     some = [slice(first, min(first + together, replicates)) for first in range(0, replicates, together)]
     return [(each, slice(low, min(low + of_one, rows))) for each in some for low in range(0, rows, of_one)]

@@ -66,10 +66,9 @@ def hard_mask_of_data(scores: Float[Tensor, "*rows n"], k: int) -> Float[Tensor,
         return kept(scores, k)
     scores = scores.detach()
     kth = torch.from_numpy(np.partition(scores.numpy(), n - k, -1)[..., n - k, None].copy())
-    found = scores >= kth
-    mask = found.to(scores.dtype)
-    if int(found.count_nonzero()) != scores.numel() // n * k:  # somewhere a tie for rank k, or NaN
-        wrong = found.sum(-1) != k
+    mask = (scores >= kth).to(scores.dtype)
+    wrong = mask.sum(-1) != k  # a tie for rank k, or NaN
+    if wrong.any():
         mask[wrong] = kept(scores[wrong], k)
     return mask
 
