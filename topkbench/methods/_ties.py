@@ -18,7 +18,6 @@ PIECE = 1 << 18  # numbers in the largest tensor of a pass over pairs: they stay
 MASKS = 1 << 20  # in the masks of a block of ties
 EACH = 32  # ties of a row, about; fewer where only near ones count
 
-
 Where = tuple[slice, slice]  # some replicates, and some of their rows
 
 
@@ -102,9 +101,9 @@ class Pairs:
                 _Block(some.start, part.start, *(p[where] for p in parts)), k
             )
             row = alike[replicate, row]
-            difference = rows_of(self.W, replicate, i) - rows_of(self.W, replicate, j)
+            difference = _rows_of(self.W, replicate, i) - _rows_of(self.W, replicate, j)
             length = difference.norm(dim=-1)
-            direction, here = difference / length[:, None], rows_of(x, replicate, row)
+            direction, here = difference / length[:, None], _rows_of(x, replicate, row)
             there = here - direction * (here * direction).sum(-1, keepdim=True)
             with_i, with_j = (above.scatter(1, each[:, None], 1) for each in (i, j))
             return Ties(replicate, row, i, j, with_i, with_j, there, direction, length)
@@ -210,7 +209,7 @@ def _reach(gram: Float[Tensor, "R n n"]) -> Float[Tensor, "R n n"]:
     return torch.cat(found, 1)
 
 
-def rows_of(
+def _rows_of(
     matrix: Float[Tensor, "R m d"], replicate: Int[Tensor, " T"], row: Int[Tensor, " T"]
 ) -> Float[Tensor, "T d"]:
     """A row of a replicate's matrix each."""
