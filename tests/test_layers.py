@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "topkbench"
 LAYERS = [
-    ["operators", "nearest"],
+    ["operators", "nearest", "threads"],
     ["testing", "randomness", "topk", "losses"],
     ["methods", "tasks", "optimizers", "schedules", "choices"],
     ["step"],
