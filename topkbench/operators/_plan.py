@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, check_size
+from topkbench.operators._loop import State, repeat
 
 
 def check_iterations(iterations: int) -> None:
@@ -64,11 +65,13 @@ def check_plan(anchors: int, scores: Tensor) -> None:
 
 def _sinkhorn(logits: Tensor, masses: Tensor, iterations: int) -> Tensor:
     absent = masses == 0
-    x = logits.masked_fill(absent, -torch.inf)
-    for _ in range(iterations):
+
+    def scaled(x: Tensor) -> State:
         x = x.log_softmax(-2)
         missing = masses.log() - x.logsumexp(-1, keepdim=True)
-        x = x + missing.masked_fill(absent, 0)
+        return (x + missing.masked_fill(absent, 0),)
+
+    (x,) = repeat(scaled, (logits.masked_fill(absent, -torch.inf),), iterations)
     return x.exp()
 
 

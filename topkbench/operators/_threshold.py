@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from topkbench.operators._contract import Temperature, largest, readable
+from topkbench.operators._loop import State, Step, as_one_loop, settle
 from topkbench.operators._top import at_rank, top_values
 from topkbench.operators._vmap import in_front
 
 FEW = 16  # scores: plain Newton steps are as good there
 PIECE = 1 << 16  # numbers that are worked on at once
-FREE = 4  # steps without bisection: nearly all rows need no more
-STEPS = 60  # with it, at most
+FREE = 4  # steps without bisection: nearly all rows need no more; compiled as one loop, none
+STEPS = 64  # with it, at most
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class Kernel(Protocol):
     """A distribution function F."""
 
     steps: ClassVar[int]
-    """How many steps in all where nobody may look whether it is done (on an accelerator, compiled)."""
+    """How many steps in all where nobody may look whether it is done: on an accelerator, under vmap."""
     smooth: ClassVar[bool]
     """Whether a Newton step from nearby squares the error; else it is exact on one linear piece."""
 
@@ -102,33 +103,48 @@ def _ones(scores: Tensor) -> Tensor:
 
 def _solve(u: Tensor, k: int | Tensor, half: Tensor, kernel: Kernel) -> Tensor:
     """The threshold t of each row, (..., 1), for centred u."""
-    n, look = u.shape[-1], readable(u)
+    n, look, one_loop = u.shape[-1], readable(u), as_one_loop(u)
     curved = n > FEW and not kernel.straight
-    target: float | Tensor = float(k) if isinstance(k, int) else k.unsqueeze(-1).to(u.dtype)
-    low, high = kernel.bracket(torch.as_tensor(target, dtype=u.dtype, device=u.device), n, half)
+    count = torch.as_tensor(k if isinstance(k, int) else k.unsqueeze(-1), dtype=u.dtype, device=u.device)
+    low, high = kernel.bracket(count, n, half)
     eps = torch.finfo(u.dtype).eps
     near = eps**0.5 if kernel.smooth else 16 * eps
-    rounding = 2 * eps * (k if isinstance(k, int) else 1)
-    goal = kernel.curve(torch.as_tensor(target / n, dtype=u.dtype, device=u.device)) if curved else None
-    t = moved = kernel.start(low, high)
-    for step in range(FREE + STEPS if look else kernel.steps):
+    # A number is faster, but the steps of one loop may look at none that changes from call to call.
+    target = float(k) if isinstance(k, int) and not one_loop else count
+    goal = kernel.curve(count / n) if curved else None
+
+    def newton(t: Tensor) -> State:
         total, slope = _moments(u, t, kernel)
         # A total that is right to rounding stays: the slope of a hard mask is rounding too.
-        excess = torch.nn.functional.hardshrink(total - target, rounding)
-        newton = t + _newton(total, slope, excess, goal, n, kernel)
-        length = (newton - t).abs_()
-        settled = length <= (near * (1 + t.abs()) if curved else near)
-        if step < FREE:
-            proposed = torch.fmax(torch.fmin(newton, high), low)
-        else:
-            low = torch.where(excess >= 0, t, low)
-            high = torch.where(excess <= 0, t, high)
-            good = (newton >= low) & (newton <= high) & (settled | (length <= moved / 2))
-            proposed = torch.where(good, newton, (low + high) / 2)
+        excess = _beyond(total - target, 2 * eps * target)
+        proposed = t + _newton(total, slope, excess, goal, n, kernel)
+        length = (proposed - t).abs_()
+        return excess, proposed, length, length <= (near * (1 + t.abs()) if curved else near)
+
+    def guarded(t: Tensor, moved: Tensor, low: Tensor, high: Tensor) -> Step:
+        excess, proposed, length, settled = newton(t)
+        low = torch.where(excess >= 0, t, low)
+        high = torch.where(excess <= 0, t, high)
+        good = (proposed >= low) & (proposed <= high) & (settled | (length <= moved / 2))
+        proposed = torch.where(good, proposed, (low + high) / 2)
+        return settled, (proposed, (proposed - t).abs_(), low, high)
+
+    t, moved = kernel.start(low, high), torch.full_like(half, torch.inf)
+    for step in range(0 if one_loop else FREE):
+        _, proposed, _, settled = newton(t)
+        proposed = torch.fmax(torch.fmin(proposed, high), low)
         moved, t = (proposed - t).abs_(), proposed
         if look and step > 0 and settled.all():
-            break
-    return t
+            return t
+    state = tuple(part.expand_as(half) for part in (t, moved, low, high))
+    return settle(guarded, state, STEPS if look or one_loop else kernel.steps - FREE, look=look)[0]
+
+
+def _beyond(excess: Tensor, rounding: float | Tensor) -> Tensor:
+    """The excess, or 0 where it is no more than rounding."""
+    if isinstance(rounding, Tensor):
+        return torch.where(excess.abs() <= rounding, 0, excess)
+    return torch.nn.functional.hardshrink(excess, rounding)
 
 
 def _moments(u: Tensor, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from topkbench.operators._contract import Temperature, largest, prepared, readable
+from topkbench.operators._loop import Step, constant, settle
 from topkbench.operators._top import at_rank, top_values
 
 STEPS = 64  # at most; on an accelerator, where nobody asks whether it is done, all of them
@@ -46,12 +47,11 @@ def _block(apart: Tensor, base: Tensor, drop: Tensor, temperature: Tensor, power
 
 def _solve(apart: Tensor, base: Tensor, temperature: Tensor, k: int | Tensor, power: float) -> Tensor:
     """How far below base, the (k+1)-th magnitude, v lies: 0 where nothing is smooth."""
-    look, eps = readable(apart), torch.finfo(apart.dtype).eps
-    low = drop = torch.zeros_like(base)
+    eps = torch.finfo(apart.dtype).eps
     # There the (k+1)-th is cut off as well, so that the sum exceeds k v.
-    high = width = torch.minimum(base, temperature * base ** (1 / power))
-    moved = 2 * width
-    for _ in range(STEPS):
+    width = torch.minimum(base, temperature * base ** (1 / power))
+
+    def guarded(drop: Tensor, moved: Tensor, low: Tensor, high: Tensor) -> Step:
         block = _block(apart, base, drop, temperature, power)
         total, mass, _ = _sums(block, temperature, k, power)
         short = k - block.above.sum(-1, keepdim=True)
@@ -63,10 +63,10 @@ def _solve(apart: Tensor, base: Tensor, temperature: Tensor, k: int | Tensor, po
         # Not at the upper end: v = 0 is a root as well, and not the one.
         good = settled | ((newton >= low) & (newton < high) & (length <= moved / 2))
         proposed = torch.where(good, torch.minimum(torch.maximum(newton, low), high), (low + high) / 2)
-        moved, drop = (proposed - drop).abs(), proposed
-        if look and settled.all():
-            break
-    return drop
+        return settled, (proposed, (proposed - drop).abs(), low, high)
+
+    start = torch.zeros_like(width)
+    return settle(guarded, (start, 2 * width, start, width), STEPS, look=readable(apart))[0]
 
 
 def _sums(block: _Block, temperature: Tensor, k: int | Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +148,7 @@ def magnitude(
     if not 1 < p <= 2:
         raise ValueError(f"p must be in (1, 2], got {p}")
     hot = torch.as_tensor(prepared(scores, k, temperature), dtype=scores.dtype, device=scores.device)
-    power = round(1 / (p - 1), 12)  # 1 / (4/3 - 1) rounds to something beside 3
+    power = constant(round(1 / (p - 1), 12))  # 1 / (4/3 - 1) rounds to something beside 3
     count = k.unsqueeze(-1) if isinstance(k, Tensor) else k
     size = scores.abs()
     # A 0 after the last stands for the (n+1)-th.

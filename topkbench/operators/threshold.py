@@ -9,6 +9,7 @@ from torch import Tensor
 
 from topkbench.operators._contract import Temperature, operator
 from topkbench.operators._kernels import Cauchy, Exponential, Gaussian, Laplace, Logistic, Power
+from topkbench.operators._loop import constant
 from topkbench.operators._threshold import threshold
 
 FAMILY, COST = "threshold", "n, 3 to 5 passes"
@@ -16,7 +17,7 @@ FAMILY, COST = "threshold", "n, 3 to 5 passes"
 
 def _power(p: float) -> Power:
     # 1 / (4/3 - 1) rounds to something beside 3, and whole powers are several times as fast.
-    return Power(round(1 / (p - 1), 12))
+    return Power(constant(round(1 / (p - 1), 12)))
 
 
 @operator(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from topkbench.operators._contract import Temperature, check_size, operator
+from topkbench.operators._loop import State, repeat
 
 
 def _two_anchors(u: Tensor, k: Tensor, iterations: int) -> Tensor:
@@ -21,11 +22,13 @@ def _two_anchors(u: Tensor, k: Tensor, iterations: int) -> Tensor:
     Scaling the rows splits the mass of each score by sigmoid(v); scaling the columns moves v so that the
     shares would add up to k and n - k.
     """
-    n, v = u.shape[-1], u
-    odds = k.log() - (n - k).clamp(min=1).log()
-    for _ in range(iterations - 1):
+    odds = k.log() - (u.shape[-1] - k).clamp(min=1).log()
+
+    def scaled(v: Tensor) -> State:
         taken = logsigmoid(v)
-        v = v + (odds - taken.logsumexp(-1, keepdim=True) + (taken - v).logsumexp(-1, keepdim=True))
+        return (v + (odds - taken.logsumexp(-1, keepdim=True) + (taken - v).logsumexp(-1, keepdim=True)),)
+
+    (v,) = repeat(scaled, (u.expand(*torch.broadcast_shapes(u.shape, k.shape)),), iterations - 1)
     return k * logsigmoid(v).softmax(-1)
 
 
