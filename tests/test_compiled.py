@@ -27,8 +27,7 @@ from topkbench.operators import Operator
 pytestmark = pytest.mark.compiled
 
 OPERATORS = {name: thing for name, thing in vars(operators).items() if isinstance(thing, Operator)}
-BREAKS = {"splitter"}  # left out of the graph on purpose, see there
-LAYERED = {"sorting network", "subset distribution"}  # their graphs grow with the number of scores
+LAYERED = {"subset distribution"}  # their graphs grow with the number of scores
 TEMPERATURE = 0.5
 Graph = Callable[[Operator, Tensor], dict[str, Tensor]]
 TOLERANCE = 1e-5  # of the largest entry; in single precision, and eager may stop when it has converged
@@ -89,7 +88,7 @@ def same(name: str, graph: Graph) -> bool:
     rows, n = GRAPHS[graph]
     shape = (rows, min(n, 16) if op.about.family in LAYERED else n)
     plain = partial(graph, op)
-    compiled = torch.compile(plain, backend="inductor", fullgraph=name not in BREAKS, dynamic=False)
+    compiled = torch.compile(plain, backend="inductor", fullgraph=True, dynamic=False)
     shares = []
     for seed in (0, 1):  # the second draw by what was compiled for the first
         scores = draw(*shape, seed=seed)

@@ -19,38 +19,56 @@ of wires is two long runs of memory, whatever the layer.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from topkbench.operators._contract import check_size
-from topkbench.operators._layers import Layer, Network
+from topkbench.operators._layers import Layer, Network, bitonic_network, odd_even_network
 from topkbench.operators._order import arrange, arranged, restore
-from topkbench.operators._steps import Step
+from topkbench.operators._splitter import splitter_network
+from topkbench.operators._steps import Step, step_named
 
 FAR = 1e15  # scores further out than that many temperatures, infinite ones too, are put there
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is asked of a network: its last k rows one by one, or their sum."""
+NETWORKS: dict[str, Callable[[int, int], Network]] = {
+    "odd_even": lambda n, _: odd_even_network(n),
+    "bitonic": lambda n, _: bitonic_network(n),
+    "splitter": splitter_network,
+}
 
-    network: Network
-    step: Step
+
+class Job(NamedTuple):
+    """What is asked of which network, in words and numbers alone: so a compiled program can hold it.
+
+    Attributes:
+        kind: One of NETWORKS.
+        n: Of how many scores.
+        most: Which k a network that does not sort must be good for.
+        how: The name of the step.
+        art: Its power.
+        rows: Whether the last k rows are wanted one by one; else their sum.
+    """
+
+    kind: str
+    n: int
+    most: int
+    how: str
+    art: float
     rows: bool
 
+    @property
+    def network(self) -> Network:
+        """The layers."""
+        return NETWORKS[self.kind](self.n, self.most)
 
-def run(u: Tensor, k: int | Tensor, job: Job) -> Tensor:
-    """The mask `(..., n)`, or the rows `(..., k, n)`, of scores in units of the temperature."""
-    if isinstance(k, Tensor):
-        k = k.expand(u.shape[:-1])
-    columns = k if job.rows and isinstance(k, int) else 1
-    numbers = job.network.comparators * columns * math.prod(u.shape[:-1])
-    check_size(numbers, u, f"what is kept of {job.network.comparators} comparators")
-    return _Network.apply(u, k, job)[0]
+    @property
+    def step(self) -> Step:
+        """How a comparator exchanges."""
+        return step_named(self.how, self.art)
 
 
 def _turned(x: Tensor, turn: tuple[int, int, int] | None) -> Tensor:
@@ -141,35 +159,44 @@ def _wires_last(wires: Tensor, leading: Sequence[int], rows: bool) -> Tensor:
     return part.reshape(*leading, *part.shape[1:])
 
 
-def _forward(u: Tensor, k: int | Tensor, job: Job) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mixed(u: Tensor, k: int | Tensor, job: Job) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The output, and for its VJP D, c and the y_a - y_b: `(comparators, columns, ...)`.
+
+    Raises:
+        ValueError: what is kept does not fit.
+    """
     network, leading = job.network, u.shape[:-1]
+    columns = k if job.rows and isinstance(k, int) else 1
+    numbers = network.comparators * columns * math.prod(leading)
+    check_size(numbers, u, f"what is kept of {network.comparators} comparators")
     layers, flat = network.layers, _wires_first(u, False)
     x = flat.new_zeros(network.wires, *flat.shape[1:])
     torch.clamp(flat, -FAR, FAR, out=x[network.padding :])
     y = _last_wires(k, job, x)
-    differences, shares = x.new_empty(2, network.comparators, *x.shape[1:]).unbind()
-    mixed = y.new_empty(network.comparators, *y.shape[1:])
+    differences, shares = (x.new_empty(network.comparators, *x.shape[1:]) for _ in range(2))
+    met = y.new_empty(network.comparators, *y.shape[1:])
     _sort(x, _parts(differences, layers), _parts(shares, layers), job)
-    _mix(y, mixed, shares, job, backwards=True)
+    _mix(y, met, shares, job, backwards=True)
     output = _wires_last(y[network.padding :], leading, job.rows)
-    d, c, met = (part.view(*part.shape[:2], *leading) for part in (differences, shares, mixed))
-    return output, d, c, met
+    d, c, m = (part.view(*part.shape[:2], *leading) for part in (differences, shares, met))
+    return output, d, c, m
 
 
-def _backward(grad: Tensor, saved: Sequence[Tensor], job: Job) -> Tensor:
+def vjp(grad: Tensor, saved: Sequence[Tensor], job: Job) -> Tensor:
+    """The vector-Jacobian product, from what `mixed` gave beside the output."""
     network, leading = job.network, grad.shape[: -2 if job.rows else -1]
     layers = network.layers
     flat = _wires_first(grad, job.rows)
-    differences, shares, mixed = (part.reshape(*part.shape[:2], flat.shape[-1]) for part in saved)
+    differences, shares, met = (part.reshape(*part.shape[:2], flat.shape[-1]) for part in saved)
     g = flat.new_zeros(network.wires, *flat.shape[1:])
     g[network.padding :] = flat
-    products = torch.empty_like(mixed)
+    products = torch.empty_like(met)
     _mix(g, products, shares, job, backwards=False)
     slopes = job.step.slope(differences, shares)
     if any(layer.still for layer in layers):
         for layer, slope in zip(layers, _parts(slopes, layers), strict=True):
             slope[0, : layer.still] = 0
-    pushes = products.mul_(mixed)
+    pushes = products.mul_(met)
     pushes = (pushes.sum(1, keepdim=True) if job.rows else pushes).mul_(slopes)
     pulls = torch.addcmul(shares, slopes, differences, out=slopes)
     h = g.new_zeros(network.wires, 1, g.shape[-1])
@@ -213,73 +240,3 @@ def _exchanged(x: Tensor, layer: Layer, c: Tensor) -> Tensor:
     pairs = torch.stack([torch.lerp(a, b, c), torch.lerp(b, a, c)], 1)
     pairs = pairs.reshape(layer.stop - layer.start, *x.shape[1:])
     return torch.cat([x[: layer.start], pairs, x[layer.stop :]])
-
-
-class _Network(torch.autograd.Function):
-    """u -> the output, and for the backward pass D, c and the y_a - y_b: (comparators, columns, ...)."""
-
-    @staticmethod
-    def forward(u: Tensor, k: int | Tensor, job: Job) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _forward(u, k, job)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        u, ctx.k, ctx.job = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(u, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
-        if grad is None:
-            return None, None, None
-        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            return _backward(grad, ctx.saved_tensors[1:], ctx.job), None, None
-        return _Vjp.apply(grad, *ctx.saved_tensors, ctx.k, ctx.job), None, None
-
-    @staticmethod
-    def vmap(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, ...]]:
-        u, k = _batched(info.batch_size, inputs[:2], axes, (0, 0))
-        return _Network.apply(u, k, inputs[-1]), (0, 2, 2, 2)
-
-
-class _Vjp(torch.autograd.Function):
-    """(G, u, what was saved) -> the vector-Jacobian product; its own derivatives by plain operations."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor, _u: Tensor, d: Tensor, c: Tensor, y: Tensor, _k: int | Tensor, job: Job
-    ) -> Tensor:
-        return _backward(grad, (d, c, y), job)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
-        grad, u, _d, _c, _y, ctx.k, ctx.job = inputs
-        ctx.save_for_backward(grad, u)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        def vjp(cotangent: Tensor, u: Tensor) -> Tensor:
-            return torch.func.vjp(lambda v: plain(v, ctx.k, ctx.job), u)[1](cotangent)[0]
-
-        return *torch.func.vjp(vjp, *ctx.saved_tensors)[1](grad), *(None,) * 5
-
-    @staticmethod
-    def vmap(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        moved = _batched(info.batch_size, inputs[:-1], axes, (0, 0, 2, 2, 2, 0))
-        return _Vjp.apply(*moved, inputs[-1]), 0
-
-
-def _batched(
-    size: int, inputs: Sequence[Any], axes: Sequence[int | None], places: Sequence[int]
-) -> list[Any]:
-    """Tensors with the axis of vmap moved from `axes` to `places`, or made there; the rest as it is."""
-    moved = []
-    for thing, here, to in zip(inputs, axes, places, strict=False):
-        if not isinstance(thing, Tensor):
-            moved.append(thing)
-        elif here is None:
-            moved.append(thing.unsqueeze(to).expand(*thing.shape[:to], size, *thing.shape[to:]))
-        else:
-            moved.append(thing.movedim(here, to))
-    return moved

@@ -7,14 +7,12 @@ The permutation matrix is the product of the layers; only its last k rows, or th
 permutations of the scores, and equal scores may get different entries.
 """
 
-from collections.abc import Callable
-
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature, operator
-from topkbench.operators._layers import Network, bitonic_network, odd_even_network
-from topkbench.operators._network import Job, run
+from topkbench.operators._contract import Temperature, largest, operator
+from topkbench.operators._network import Job
+from topkbench.operators._network_grad import run
 from topkbench.operators._steps import step_named
 
 
@@ -22,7 +20,7 @@ def relaxed(
     scores: Tensor,
     k: int | Tensor,
     temperature: Temperature,
-    network: Callable[[int], Network],
+    network: str,
     options: tuple[str, float, int | None],
     *,
     rows: bool,
@@ -33,12 +31,12 @@ def relaxed(
         scores: As the operators'.
         k: Likewise.
         temperature: Likewise.
-        network: From how many wires there are to the network.
+        network: Its name.
         options: Their step, art and keep.
         rows: Whether to give the rows `(..., k, n)` or the mask `(..., n)`.
     """
     name, art, keep = options
-    step, n = step_named(name, art), scores.shape[-1]
+    step, n, most = step_named(name, art), scores.shape[-1], largest(k, scores.shape[-1])
     if keep is not None and isinstance(k, int) and keep < k:
         raise ValueError(f"keep must be at least k = {k}, got {keep}")
     index = None
@@ -46,7 +44,8 @@ def relaxed(
         scores, index = scores.topk(min(keep, n), dim=-1)
     # A common shift changes nothing, and large scores keep their digits.
     centre = scores.detach().amax(-1, keepdim=True)
-    job = Job(network(scores.shape[-1]), step, rows)
+    left = scores.shape[-1]
+    job = Job(network, left, min(most, left), name, art, rows)
     part = run(step.scaled(scores - centre, temperature), k, job)
     if index is None:
         return part
@@ -63,7 +62,7 @@ def _odd_even_mask(
     art: float = 0.25,
     keep: int | None = None,
 ) -> Tensor:
-    return relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=False)
+    return relaxed(scores, k, temperature, "odd_even", (step, art, keep), rows=False)
 
 
 def _bitonic_mask(
@@ -75,7 +74,7 @@ def _bitonic_mask(
     art: float = 0.25,
     keep: int | None = None,
 ) -> Tensor:
-    return relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=False)
+    return relaxed(scores, k, temperature, "bitonic", (step, art, keep), rows=False)
 
 
 @operator(
@@ -132,7 +131,7 @@ def odd_even(
     last three steps; 2022, "Differentiable Top-k Classification Learning", for keep. Differs: row 1 is the
     largest; the n x n matrix is not built; keep knows no label that is sorted whatever its score.
     """
-    return relaxed(scores, k, temperature, odd_even_network, (step, art, keep), rows=True)
+    return relaxed(scores, k, temperature, "odd_even", (step, art, keep), rows=True)
 
 
 @operator(
@@ -188,4 +187,4 @@ def bitonic(
     Source: as `odd_even`. Differs: as there; where n is no power of two, comparators without a second score
     do nothing, as in the published code (not in the paper).
     """
-    return relaxed(scores, k, temperature, bitonic_network, (step, art, keep), rows=True)
+    return relaxed(scores, k, temperature, "bitonic", (step, art, keep), rows=True)

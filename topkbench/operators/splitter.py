@@ -3,31 +3,11 @@
 Which wires meet: `_splitter.py`. As of `networks`, what a score gets depends on the wire that it starts on.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topkbench.operators._contract import Temperature, largest, operator
-from topkbench.operators._layers import Network
-from topkbench.operators._splitter import splitter_network
+from topkbench.operators._contract import Temperature, operator
 from topkbench.operators.networks import relaxed
-
-
-@torch.compiler.disable  # Inductor of torch 2.13 makes zeros of its permuted wires, without a word
-def _of(
-    scores: Tensor,
-    k: int | Tensor,
-    temperature: Temperature,
-    options: tuple[str, float, int | None],
-    *,
-    rows: bool,
-) -> Tensor:
-    most = largest(k, scores.shape[-1])
-
-    def network(wires: int) -> Network:
-        return splitter_network(wires, min(most, wires))
-
-    return relaxed(scores, k, temperature, network, options, rows=rows)
 
 
 def _splitter_mask(
@@ -39,7 +19,7 @@ def _splitter_mask(
     art: float = 0.25,
     keep: int | None = None,
 ) -> Tensor:
-    return _of(scores, k, temperature, (step, art, keep), rows=False)
+    return relaxed(scores, k, temperature, "splitter", (step, art, keep), rows=False)
 
 
 @operator(
@@ -96,4 +76,4 @@ def splitter(
     and their difftopk. Differs: row 1 is the largest; no n x n matrix is built; keep knows no
     label that is sorted whatever its score.
     """
-    return _of(scores, k, temperature, (step, art, keep), rows=True)
+    return relaxed(scores, k, temperature, "splitter", (step, art, keep), rows=True)
