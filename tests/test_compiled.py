@@ -129,6 +129,34 @@ def test_the_same_as_not_compiled(words):
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
 
 
+CHANGING = """
+import torch
+from topkbench.operators import entropic, pnorm, soft, soft_sorted, splitter
+from topkbench.operators.magnitude import magnitude
+generator = torch.Generator().manual_seed(0)
+draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
+changes = [(4, 20, 3, 0.5), (4, 20, 5, 0.5), (4, 20, 6, 0.7), (5, 30, 6, 0.9)]
+options = {pnorm: {"p": 1.3}, magnitude: {"p": 1.3}, soft: {"iterations": 9}}
+for op in (entropic, pnorm, magnitude, soft, soft_sorted, splitter):
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    calls = [(draw(rows, n), k, temperature, {}) for rows, n, k, temperature in changes]
+    for scores, k, temperature, more in [*calls, (*calls[0][:3], options.get(op, {}))]:
+        expected = op(scores, k, temperature, **more)
+        torch.testing.assert_close(compiled(scores, k, temperature, **more), expected, rtol=1e-8, atol=1e-8)
+    batch, many = draw(3, 4, 20), torch.vmap(lambda scores: op(scores, 3, 0.5))
+    compiled = torch.compile(many, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(batch), many(batch), rtol=1e-8, atol=1e-8)
+    torch._dynamo.reset()
+    print(op.__name__)
+"""
+
+
+def test_compiled_for_numbers_that_change():
+    """A compiler makes variables of numbers that change from call to call, which loops may not look at."""
+    done = subprocess.run([sys.executable, "-c", CHANGING], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ["splitter"], done.stdout + done.stderr[-3000:]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     graphs = {graph.__name__: graph for graph in GRAPHS}
