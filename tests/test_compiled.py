@@ -4,10 +4,11 @@ Compiling takes long, so these tests run only where asked for:
 
     pytest -m compiled tests/test_compiled.py
 
-Each operator is compiled three times: all of it; the mask alone, of more scores; and with k at its ends. One
-graph of all that takes several times as long to compile. A family has a process of its own, as the compiler
-cannot look through the checks of signatures that tests run under: `python tests/test_compiled.py entropic
-dftopk:mask` does the same for the operators, or graphs of them, that are named, and prints what it finds.
+Each operator is compiled four times: all of it; the mask alone, of more scores; with k at its ends; and the
+mask of a single row. One graph of all that takes several times as long to compile. A family has a process of
+its own, as the compiler cannot look through the checks of signatures that tests run under: `python
+tests/test_compiled.py entropic dftopk:mask` does the same for the operators, or graphs of them, that are
+named, and prints what it finds.
 """
 
 import subprocess
@@ -56,7 +57,11 @@ def ends(op: Operator, scores: Tensor) -> dict[str, Tensor]:
     }
 
 
-GRAPHS = {parts: (4, 9), mask: (2, 64), ends: (4, 5)}
+def row(op: Operator, scores: Tensor) -> dict[str, Tensor]:
+    return {"mask": op(scores, 3, TEMPERATURE)}
+
+
+GRAPHS = {parts: (4, 9), mask: (2, 64), ends: (4, 5), row: (1, 6)}
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -135,7 +140,7 @@ from topkbench.operators import entropic, pnorm, soft, soft_sorted, splitter
 from topkbench.operators.magnitude import magnitude
 generator = torch.Generator().manual_seed(0)
 draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
-changes = [(4, 20, 3, 0.5), (4, 20, 5, 0.5), (4, 20, 6, 0.7), (5, 30, 6, 0.9)]
+changes = [(4, 20, 3, 0.5), (4, 20, 5, 0.5), (4, 20, 6, 0.7), (5, 30, 6, 0.9), (1, 20, 6, 0.9)]
 options = {pnorm: {"p": 1.3}, magnitude: {"p": 1.3}, soft: {"iterations": 9}}
 for op in (entropic, pnorm, magnitude, soft, soft_sorted, splitter):
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
@@ -143,6 +148,11 @@ for op in (entropic, pnorm, magnitude, soft, soft_sorted, splitter):
     for scores, k, temperature, more in [*calls, (*calls[0][:3], options.get(op, {}))]:
         expected = op(scores, k, temperature, **more)
         torch.testing.assert_close(compiled(scores, k, temperature, **more), expected, rtol=1e-8, atol=1e-8)
+    for shape in ((6,), (1, 6), (1, 1, 20)):  # where a row is all there is, its strides mean nothing
+        torch._dynamo.reset()
+        alone = torch.compile(op, fullgraph=True, backend="aot_eager")
+        scores = draw(*shape)
+        torch.testing.assert_close(alone(scores, 3, 0.5), op(scores, 3, 0.5), rtol=1e-8, atol=1e-8)
     batch, many = draw(3, 4, 20), torch.vmap(lambda scores: op(scores, 3, 0.5))
     compiled = torch.compile(many, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(batch), many(batch), rtol=1e-8, atol=1e-8)
@@ -151,7 +161,7 @@ for op in (entropic, pnorm, magnitude, soft, soft_sorted, splitter):
 """
 
 
-def test_compiled_for_numbers_that_change():
+def test_compiled_for_numbers_that_change_and_for_single_rows():
     """A compiler makes variables of numbers that change from call to call, which loops may not look at."""
     done = subprocess.run([sys.executable, "-c", CHANGING], capture_output=True, text=True)
     assert done.stdout.split()[-1:] == ["splitter"], done.stdout + done.stderr[-3000:]

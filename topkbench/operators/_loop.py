@@ -53,6 +53,11 @@ def constant(number: float) -> float:
     return float.fromhex(number.hex())
 
 
+def own(part: Tensor) -> Tensor:
+    """A copy from the start of memory of its own, with plain strides: compiled programs count on that."""
+    return part.clone(memory_format=torch.contiguous_format)
+
+
 def as_one_loop(*parts: Tensor) -> bool:
     """Whether a compiler is at work that takes a loop as one: for a CPU, and not below vmap."""
     if not torch.compiler.is_compiling():
@@ -68,8 +73,7 @@ def _compiled(step: Callable[..., tuple[Tensor | None, State]], state: State, mo
 
     def stepped(count: Tensor, done: Tensor, *state: Tensor) -> State:
         settled, following = step(*state)
-        return count + 1, done.clone() if settled is None else settled.all(), *following
+        return count + 1, done.clone() if settled is None else settled.all(), *map(own, following)
 
-    began: Any = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.bool))
-    # No two parts may share memory, nor with what the step looks at.
-    return tuple(while_loop(unsettled, stepped, began + tuple(part.clone() for part in state))[2:])
+    began: Any = (torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.bool), *map(own, state))
+    return tuple(while_loop(unsettled, stepped, began)[2:])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkbench.operators._loop import own
 from topkbench.operators._network import NETWORKS, Job, mixed, plain, vjp
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -45,7 +46,7 @@ def _network(
     rows: bool,
 ) -> Parts:
     output, d, c, met = mixed(u, most if ks is None else ks, Job(kind, n, most, how, art, rows))
-    return output.contiguous(), d, c, met
+    return own(output), d, c, met
 
 
 @_network.register_fake
@@ -77,7 +78,7 @@ def _network_vjp(
     art: float,
     rows: bool,
 ) -> Tensor:
-    return vjp(grad, (d, c, met), Job(kind, n, most, how, art, rows)).contiguous()
+    return own(vjp(grad, (d, c, met), Job(kind, n, most, how, art, rows)))
 
 
 @_network_vjp.register_fake
