@@ -81,6 +81,20 @@ def test_gradients_at_fixed_w_beside_the_true_one(tmp_path):
     assert {"rho", "rho_se", "softness", "hard_loss"} <= set(curves)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+method=sofmax", "task=gate"], "unknown method 'sofmax'; did you mean softmax?"),
+        (["+method=hard", "at_=[0]"], "unknown key 'at_'; did you mean at?"),
+    ],
+)
+def test_what_is_mistyped_there_is_named_too(tmp_path, words, said):
+    done = typed(tmp_path, *words, program=[sys.executable, "-m", "topkbench.gradients"])
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"topkbench: {said} allowed: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_training_may_look_at_the_true_gradient(tmp_path):
     small = [word for word in GRADIENTS if not word.startswith("train")]
     done = typed(tmp_path, "+method=entropic", "task=gate", *small, "train.steps=3", "log.points=2")

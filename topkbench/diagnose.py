@@ -40,7 +40,7 @@ def _of_overrides(arguments: Sequence[str]) -> str | None:
     """The first override that cannot be, as a line; None if it is not to be found here."""
     overrides = []
     for argument in arguments:
-        if argument.startswith("-") or argument in _folders(arguments):
+        if argument.startswith("-") or argument in (*_folders(arguments), *_started(arguments)):
             continue
         if "=" not in argument and not argument.startswith("~"):
             return f"cannot read {argument!r}: a setting is typed as name=value"
@@ -50,7 +50,7 @@ def _of_overrides(arguments: Sequence[str]) -> str | None:
             return f"cannot read {argument!r}: {_shortened(error)}"
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return _of_choices(overrides, arguments) or _of_keys(overrides, _folders(arguments))
+        return _of_choices(overrides, arguments) or _of_keys(overrides, arguments)
 
 
 def _of_choices(overrides: list[Override], arguments: Sequence[str]) -> str | None:
@@ -67,15 +67,16 @@ def _of_choices(overrides: list[Override], arguments: Sequence[str]) -> str | No
     return f"{twice} is given twice" if twice else None
 
 
-def _of_keys(overrides: list[Override], folders: list[str]) -> str | None:
+def _of_keys(overrides: list[Override], arguments: Sequence[str]) -> str | None:
     """The keys of several methods are taken to be those of the first one."""
     chosen = [
         f"{'+' if group == 'method' else ''}{group}={_choices(override)[0]}"
         for override in overrides
         if (group := override.key_or_group) in GROUPS and group != "experiment" and _choices(override)
     ]
-    path = ",".join(f"file://{Path(folder).resolve()}" for folder in folders)
-    keys = _flat(compose("config", [*chosen, f"hydra.searchpath=[{path}]"]))
+    path = ",".join(f"file://{Path(folder).resolve()}" for folder in _folders(arguments))
+    start = (*_started(arguments), "config")[0]
+    keys = _flat(compose(start, [*chosen, f"hydra.searchpath=[{path}]"]))
     for override in overrides:
         key = override.key_or_group
         if key not in (*keys, *GROUPS) and key.partition(".")[0] != "hydra":
@@ -88,11 +89,19 @@ def _of_keys(overrides: list[Override], folders: list[str]) -> str | None:
 
 def _folders(arguments: Sequence[str]) -> list[str]:
     """What was given by --config-dir."""
-    flags = ("--config-dir", "-cd")
+    return _given(arguments, "--config-dir", "-cd")
+
+
+def _started(arguments: Sequence[str]) -> list[str]:
+    """The file of conf/ that was named to start from, by --config-name or by another entry."""
+    return _given(arguments, "--config-name", "-cn")
+
+
+def _given(arguments: Sequence[str], *flags: str) -> list[str]:
+    """What follows one of these flags, in an argument of its own or after "="."""
     after = [after for flag, after in pairwise(arguments) if flag in flags]
-    return after + [
-        argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")
-    ]
+    joined = [argument.partition("=") for argument in arguments]
+    return after + [value for flag, sign, value in joined if sign and flag in flags]
 
 
 def _own(group: str, folders: list[str]) -> list[str]:
