@@ -148,10 +148,10 @@ for op in (entropic, pnorm, magnitude, soft, soft_sorted, splitter):
     for scores, k, temperature, more in [*calls, (*calls[0][:3], options.get(op, {}))]:
         expected = op(scores, k, temperature, **more)
         torch.testing.assert_close(compiled(scores, k, temperature, **more), expected, rtol=1e-8, atol=1e-8)
-    for shape in ((6,), (1, 6), (1, 1, 20)):  # where a row is all there is, its strides mean nothing
+    # Where a row is all there is, its strides mean nothing.
+    for scores in (draw(6), draw(1, 6), draw(1, 1, 20), draw(6, 4).T):
         torch._dynamo.reset()
         alone = torch.compile(op, fullgraph=True, backend="aot_eager")
-        scores = draw(*shape)
         torch.testing.assert_close(alone(scores, 3, 0.5), op(scores, 3, 0.5), rtol=1e-8, atol=1e-8)
     batch, many = draw(3, 4, 20), torch.vmap(lambda scores: op(scores, 3, 0.5))
     compiled = torch.compile(many, fullgraph=True, backend="aot_eager")

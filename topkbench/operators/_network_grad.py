@@ -54,9 +54,9 @@ def _(u: Tensor, ks: Tensor | None, *job: Any) -> Parts:
     kind, n, most, *_, rows = job
     comparators = NETWORKS[kind](int(n), int(most)).comparators
     leading, columns = u.shape[:-1], most if rows and ks is None else 1
-    selection = u.new_empty(*leading, most, n) if rows else torch.empty_like(u)
+    output = u.new_empty(*leading, *([most] if rows else []), n)
     d, c, met = (u.new_empty(comparators, width, *leading) for width in (1, 1, columns))
-    return selection, d, c, met
+    return output, d, c, met
 
 
 @_network.register_vmap
