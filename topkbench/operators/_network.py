@@ -20,7 +20,7 @@ of wires is two long runs of memory, whatever the layer.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,8 +41,11 @@ NETWORKS: dict[str, Callable[[int, int], Network]] = {
 }
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     """What is asked of which network, in words and numbers alone: so a compiled program can hold it.
+
+    Not a tuple, which vmap would take apart.
 
     Attributes:
         kind: One of NETWORKS.
@@ -59,6 +62,11 @@ class Job(NamedTuple):
     how: str
     art: float
     rows: bool
+
+    @property
+    def parts(self) -> tuple[str, int, int, str, float, bool]:
+        """All of it, in order."""
+        return self.kind, self.n, self.most, self.how, self.art, self.rows
 
     @property
     def network(self) -> Network:

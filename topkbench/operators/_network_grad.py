@@ -27,11 +27,11 @@ def run(u: Tensor, k: int | Tensor, job: Job) -> Tensor:
 def _mixed(u: Tensor, k: int | Tensor, job: Job) -> Parts:
     if not torch.compiler.is_compiling():
         return mixed(u, k, job)
-    return _network(u, k if isinstance(k, Tensor) else None, *job)
+    return _network(u, k if isinstance(k, Tensor) else None, *job.parts)
 
 
 def _product(grad: Tensor, kept: Sequence[Tensor], job: Job) -> Tensor:
-    return _network_vjp(grad, *kept, *job) if torch.compiler.is_compiling() else vjp(grad, kept, job)
+    return _network_vjp(grad, *kept, *job.parts) if torch.compiler.is_compiling() else vjp(grad, kept, job)
 
 
 @torch.library.custom_op("topkbench::network", mutates_args=())
