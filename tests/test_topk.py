@@ -170,6 +170,13 @@ def test_compiles_without_a_break():
     assert done.stdout.split() == list(OPERATORS), done.stderr[-3000:]
 
 
+def test_the_network_that_inductor_made_zeros_of():
+    """When it followed the layers of the splitter, without a word."""
+    compiled = COMPILED.replace("aot_eager", "inductor")
+    done = subprocess.run([sys.executable, "-c", compiled, "splitter"], capture_output=True, text=True)
+    assert done.stdout.split() == ["splitter"], done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("name", THRESHOLD)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_as_many_steps_as_an_accelerator_makes_are_enough(name, dtype, monkeypatch):
